@@ -1,0 +1,414 @@
+"""All the state of one connection context: its sockets, its outbox, its counters. Nothing in it is shared.
+
+Every method is one synchronous step: the state is whole before and after it, and nothing in between can be seen.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from sidecar.core.close_codes import Close, CloseCode, catalogued
+from sidecar.core.errors import (
+    AlreadyExists,
+    ErrorReason,
+    FailedPrecondition,
+    IsolationViolation,
+    ManagerGone,
+    SidecarError,
+    Unavailable,
+)
+from sidecar.core.lifecycle import ConnectionLifecycleManager
+from sidecar.core.message import (
+    MESSAGE_OVERHEAD_BYTES,
+    DeliveryState,
+    Instant,
+    Message,
+    PendingReceipt,
+    Receipt,
+    check_message,
+    fingerprint,
+)
+from sidecar.core.outbox import GapReason, Outbox
+from sidecar.core.ports import AuditEvent
+from sidecar.core.statistics import ManagerStatistics
+
+if TYPE_CHECKING:
+    from sidecar.core.identity import UserExecutionContext
+    from sidecar.core.limits import UserAccount, UserLevelResourceManager
+    from sidecar.core.ports import Encoder, OutboxStore, Socket
+
+IDEMPOTENCY_WINDOW: Final = 4_096
+IDEMPOTENCY_WINDOW_S: Final = 600.0
+
+
+class _KnownMessage(NamedTuple):
+    fingerprint: bytes
+    sequence: int
+    accepted: Instant
+    pending: PendingReceipt | None
+
+
+class _Unconfirmed(NamedTuple):
+    sequence: int
+    message_id: str
+    by_caller: bool
+    accepted: Instant
+    pending: PendingReceipt
+
+
+@dataclass(frozen=True, slots=True)
+class ManagerPorts:
+    """What every manager of one factory is handed: none of it holds any manager's state."""
+
+    resources: UserLevelResourceManager
+    store: OutboxStore
+    on_end: Callable[[IsolatedWebSocketManager, UserAccount, str, Instant], None]
+    schedule: Callable[[IsolatedWebSocketManager, float], None]
+
+
+class IsolatedWebSocketManager:
+    """One context's manager. Made by the factory only; ended once, for good.
+
+    `ends_with_socket` is the raw protocol's: a message leaves the outbox when written, and the context ends with its
+    socket.
+    """
+
+    def __init__(
+        self,
+        context: UserExecutionContext,
+        ports: ManagerPorts,
+        account: UserAccount,
+        encoder: Encoder,
+        at: Instant,
+        *,
+        epoch: int,
+        message_id_prefix: str,
+        ends_with_socket: bool,
+    ) -> None:
+        self.context = context
+        self.isolation_key = context.get_isolation_key()
+        self.ends_with_socket = ends_with_socket
+        self.created = at
+        self.last_activity = at
+        self.detached_at: float | None = at.monotonic
+        self.ended = False
+        self.primary: Socket | None = None
+        self.mirrors: dict[str, Socket] = {}
+        self.outbox = Outbox(ports.resources.limits.outbox)
+        self.messages_sent = 0
+        self.messages_failed = 0
+        self.scheduled_for: float | None = None
+        self.end_watchers: set[Callable[[], None]] = set()
+        self.lifecycle = ConnectionLifecycleManager(self, ports.resources.limits, ports.schedule)
+        self._account = account
+        self._resources = ports.resources
+        self._encoder = encoder
+        self._store = ports.store
+        self._epoch = epoch
+        self._message_id_prefix = message_id_prefix
+        self._on_end = ports.on_end
+        self._known: OrderedDict[str, _KnownMessage] = OrderedDict()
+        self._unconfirmed: deque[_Unconfirmed] = deque()
+
+    def __repr__(self) -> str:
+        state = "ended" if self.ended else "detached" if self.primary is None else "attached"
+        return f"<IsolatedWebSocketManager {self.context.connection_id} {state} head={self.outbox.head}>"
+
+    # Sockets
+
+    @property
+    def connections(self) -> tuple[Socket, ...]:
+        """The sockets now, primary first."""
+        mirrors = tuple(self.mirrors.values())
+        return mirrors if self.primary is None else (self.primary, *mirrors)
+
+    def add_connection(
+        self, context: UserExecutionContext, socket: Socket, at: Instant, *, mirror: bool = False
+    ) -> None:
+        """Attach a socket: the primary, or a mirror that gets what is sent from now on. Raises USER_LIMIT past ten."""
+        self._require(context)
+        self._resources.admit_connection(len(self.connections))
+        if mirror:
+            self.mirrors[socket.attach_id] = socket
+        else:
+            self.primary = socket
+            self.detached_at = None
+        self.last_activity = at
+
+    def remove_connection(self, context: UserExecutionContext, attach_id: str, code: int, at: Instant) -> bool:
+        """A socket is gone, with that close code (1006 for none). False when it was not this manager's any more.
+
+        The client's own 1000 on the primary ends the context, and so does any loss of a raw socket; else it detaches.
+        """
+        self._require(context)
+        mirror = self.mirrors.get(attach_id)
+        if mirror is not None:
+            self._drop_mirror(mirror, code)
+            return True
+        if self.primary is None or self.primary.attach_id != attach_id:
+            return False
+        self._detach(code, at)
+        if code == CloseCode.NORMAL or self.ends_with_socket:
+            self.end("client_closed" if code == CloseCode.NORMAL else "socket_lost", None, at)
+        return True
+
+    def close_connection(self, socket: Socket, close: Close, at: Instant) -> None:
+        """Close one socket from this side. From here on nothing it sends counts and nothing is written to it."""
+        socket.close(close)
+        if socket.attach_id in self.mirrors:
+            self._drop_mirror(socket, close.code)
+        elif self.primary is socket:
+            self._detach(close.code, at)
+            if self.ends_with_socket:
+                self.end(close.text, None, at)
+
+    def cleanup_all_connections(self, context: UserExecutionContext, close: Close, reason: str, at: Instant) -> int:
+        """End the context: close every socket with `close`, drop the outbox. Returns how many sockets there were."""
+        self._require(context)
+        count = len(self.connections)
+        self.end(reason, close, at)
+        return count
+
+    # Messages
+
+    def send_to_user(self, context: UserExecutionContext, message: Message, at: Instant) -> Receipt | PendingReceipt:
+        """Accept one message into the outbox and write it to whoever listens.
+
+        Never waits: with a store that answers later the receipt is pending. Raises a SidecarError when refused; then
+        nothing was appended. Safe to repeat with the same message_id.
+        """
+        try:
+            return self._accept(context, message, at)
+        except SidecarError:
+            self.messages_failed += 1
+            raise
+
+    def emit_critical_event(
+        self, context: UserExecutionContext, event_type: str, data: bytes, message_id: str, at: Instant
+    ) -> Receipt | PendingReceipt:
+        """Send JSON that never gives way to other messages and never expires while the manager lives."""
+        return self.send_to_user(context, Message(message_id, event_type, data, critical=True), at)
+
+    def acknowledge(self, attach_id: str, sequence: int, at: Instant) -> bool:
+        """The client has everything up to `sequence`. False, and nothing changes, when that was never written to it.
+
+        A mirror's acknowledgement counts for nothing.
+        """
+        if self.primary is None or self.primary.attach_id != attach_id:
+            return True
+        if sequence > self.outbox.cursor:
+            return False
+        self._account.queued_bytes -= self.outbox.acknowledge(sequence)
+        return True
+
+    def resume_writing(self, at: Instant) -> None:
+        """The primary takes more: write on where the writer stopped, in order."""
+        outbox, socket = self.outbox, self.primary
+        while socket is not None and outbox.cursor < outbox.confirmed and socket.writable:
+            entry = outbox.entries.get(outbox.cursor + 1)
+            if entry is None:
+                self._announce_gap(socket)
+            elif entry.expires_at <= at.monotonic:
+                self._account.queued_bytes -= entry.size
+                outbox.drop(entry, GapReason.EXPIRED)
+            else:
+                socket.write(entry.frame)
+                outbox.cursor = entry.sequence
+        if self.ends_with_socket and outbox.cursor > outbox.acknowledged:
+            self._account.queued_bytes -= outbox.acknowledge(outbox.cursor)
+
+    def drop_expired(self, now: float) -> None:
+        """Drop what has outlived its ttl."""
+        self._account.queued_bytes -= self.outbox.drop_expired(now)
+
+    def get_manager_stats(self, context: UserExecutionContext, at: Instant) -> ManagerStatistics:
+        """This manager's counters as of now."""
+        self._require(context)
+        return ManagerStatistics(
+            connections_managed=len(self.connections),
+            messages_sent_total=self.messages_sent,
+            messages_failed_total=self.messages_failed,
+            last_activity_time=self.last_activity.unix,
+            manager_age_seconds=at.monotonic - self.created.monotonic,
+            cleanup_scheduled=self.detached_at is not None,
+            outbox_messages=len(self.outbox.entries),
+            outbox_bytes=self.outbox.queued_bytes,
+        )
+
+    def touch(self, at: Instant) -> None:
+        """The client did something that counts as activity: a message, a cancel, a refresh."""
+        self.last_activity = at
+
+    def end(self, reason: str, close: Close | None, at: Instant) -> None:
+        """End for good: sockets (`close` None: going away), outbox, stored rows, waiters, account. Idempotent."""
+        if self.ended:
+            return
+        self.ended = True
+        close = close or catalogued(CloseCode.GOING_AWAY)
+        for socket in self.connections:
+            socket.close(close)
+            self._audit_close(socket, close.code)
+        self.primary = None
+        self.mirrors.clear()
+        self.lifecycle.dispose()
+        self._fail_unconfirmed(ManagerGone())
+        self._account.queued_bytes -= self.outbox.queued_bytes
+        self.outbox.clear()
+        self._known.clear()
+        self._store.dispose(self.isolation_key)
+        self._on_end(self, self._account, reason, at)
+        watchers, self.end_watchers = self.end_watchers, set()
+        for watcher in watchers:
+            watcher()
+
+    # The way of one message
+
+    def _accept(self, context: UserExecutionContext, message: Message, at: Instant) -> Receipt | PendingReceipt:
+        if self.ended:
+            raise ManagerGone
+        if context is not self.context:
+            raise IsolationViolation
+        check_message(message, self._resources.limits.max_message_bytes)
+        if message.min_durability > self._store.durability:
+            raise FailedPrecondition(ErrorReason.DURABILITY_UNAVAILABLE)
+        if message.message_id:
+            known = self._recall(message, at)
+            if known is not None:
+                return known
+        size = len(message.payload) + MESSAGE_OVERHEAD_BYTES
+        self._resources.admit_message(self._account, size, at.monotonic)
+        outbox = self.outbox
+        socket = self.primary
+        yielding = (socket is not None and socket.writable) or not outbox.ever_acknowledged
+        self._account.queued_bytes -= outbox.make_room(size, message.critical, yielding, at.monotonic)
+        return self._append(message, size, at)
+
+    def _append(self, message: Message, size: int, at: Instant) -> Receipt | PendingReceipt:
+        outbox = self.outbox
+        sequence = outbox.head + 1
+        message_id = message.message_id or f"{self._message_id_prefix}{sequence}"
+        frame = self._encoder.message(sequence, message_id, message)
+        outbox.append(frame, size, at.monotonic, message.ttl_s, message.critical)
+        self._account.queued_bytes += size
+        self.last_activity = at
+        pending = None
+        if not self._store.append(self.isolation_key, self._epoch, sequence, frame, None, self._confirmed):
+            pending = PendingReceipt()
+            by_caller = bool(message.message_id)
+            self._unconfirmed.append(_Unconfirmed(sequence, message_id, by_caller, at, pending))
+        if message.message_id:
+            self._remember(message, sequence, at, pending)
+        if pending is not None:
+            return pending
+        return self._confirm(sequence, message_id, at)
+
+    def _confirm(self, sequence: int, message_id: str, accepted: Instant) -> Receipt:
+        outbox = self.outbox
+        socket = self.primary
+        outbox.confirmed = sequence
+        self.messages_sent += 1
+        written = 0
+        if socket is not None and socket.writable:
+            if outbox.cursor == sequence - 1 and not self.ends_with_socket:
+                socket.write(outbox.entries[sequence].frame)
+                outbox.cursor = sequence
+            else:
+                self.resume_writing(accepted)
+            written = outbox.cursor >= sequence
+        if self.mirrors:
+            written += self._write_to_mirrors(sequence, accepted)
+        state = DeliveryState.WRITTEN if outbox.cursor >= sequence else DeliveryState.QUEUED
+        return Receipt(message_id, sequence, state, self._store.durability, int(written), False, accepted.unix)
+
+    def _write_to_mirrors(self, sequence: int, at: Instant) -> int:
+        entry = self.outbox.entries.get(sequence)
+        if entry is None:
+            return 0
+        written = 0
+        for mirror in tuple(self.mirrors.values()):
+            if mirror.writable:
+                mirror.write(entry.frame)
+                written += 1
+            else:
+                # A mirror has no cursor to catch up from: an honest close beats a silent hole.
+                self.close_connection(mirror, catalogued(CloseCode.SLOW_CONSUMER), at)
+        return written
+
+    def _confirmed(self, error: Exception | None) -> None:
+        """The store's answer to the oldest append that waits; the store answers in order."""
+        if self.ended or not self._unconfirmed:
+            return
+        if error is None:
+            first = self._unconfirmed.popleft()
+            first.pending.settle(self._confirm(first.sequence, first.message_id, first.accepted), None)
+            if first.by_caller and first.message_id in self._known:
+                self._known[first.message_id] = self._known[first.message_id]._replace(pending=None)
+            return
+        refusal = error if isinstance(error, SidecarError) else Unavailable(ErrorReason.STORAGE_UNAVAILABLE)
+        # Later appends were conditional on this one: they fail with it, and the head goes back to what is confirmed.
+        self._fail_unconfirmed(refusal)
+        self._account.queued_bytes -= self.outbox.fall_back()
+
+    def _fail_unconfirmed(self, error: SidecarError) -> None:
+        waiting, self._unconfirmed = self._unconfirmed, deque()
+        for one in waiting:
+            if one.by_caller:
+                self._known.pop(one.message_id, None)
+        for one in waiting:
+            self.messages_failed += 1
+            one.pending.settle(None, error)
+
+    def _announce_gap(self, socket: Socket) -> None:
+        hole = self.outbox.gap_at(self.outbox.cursor + 1)
+        frame = self._encoder.gap(hole.first, hole.last, hole.reason)
+        hole.announced = True
+        if frame is not None:
+            socket.write(frame)
+        self.outbox.cursor = hole.last
+
+    # Idempotency (promise 4)
+
+    def _recall(self, message: Message, at: Instant) -> Receipt | PendingReceipt | None:
+        known = self._known.get(message.message_id)
+        if known is None or known.accepted.monotonic <= at.monotonic - IDEMPOTENCY_WINDOW_S:
+            return None
+        if known.fingerprint != fingerprint(message):
+            raise AlreadyExists(ErrorReason.MESSAGE_ID_REUSED)
+        if known.pending is not None:
+            return known.pending.as_duplicate()
+        state = self.outbox.state_of(known.sequence)
+        return Receipt(message.message_id, known.sequence, state, self._store.durability, 0, True, known.accepted.unix)
+
+    def _remember(self, message: Message, sequence: int, at: Instant, pending: PendingReceipt | None) -> None:
+        self._known[message.message_id] = _KnownMessage(fingerprint(message), sequence, at, pending)
+        self._known.move_to_end(message.message_id)
+        if len(self._known) > IDEMPOTENCY_WINDOW:
+            self._known.popitem(last=False)
+
+    # Ends
+
+    def _require(self, context: UserExecutionContext) -> None:
+        if self.ended:
+            raise ManagerGone
+        if context is not self.context:
+            raise IsolationViolation
+
+    def _detach(self, code: int, at: Instant) -> None:
+        socket, self.primary = self.primary, None
+        if socket is None:
+            return
+        self.detached_at = at.monotonic
+        self.lifecycle.forget(socket.attach_id)
+        self.lifecycle.reschedule()
+        self._audit_close(socket, code)
+
+    def _drop_mirror(self, socket: Socket, code: int) -> None:
+        del self.mirrors[socket.attach_id]
+        self.lifecycle.forget(socket.attach_id)
+        self._audit_close(socket, code)
+
+    def _audit_close(self, socket: Socket, code: int) -> None:
+        self.context.audit_log_action(AuditEvent.SOCKET_CLOSED, attach_id=socket.attach_id, code=code)

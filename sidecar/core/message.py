@@ -1,0 +1,186 @@
+"""What a service sends and what it is told: messages, receipts, and the rules a message must keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from hashlib import blake2b
+from typing import Final, NamedTuple
+
+import orjson
+
+from sidecar.core.errors import BadRequest, SidecarError
+from sidecar.core.identity import IDENTIFIER
+
+MESSAGE_OVERHEAD_BYTES: Final = 256
+"""What a message counts for in the outbox beside its payload."""
+MAX_HEADERS: Final = 32
+MAX_HEADER_VALUE_CHARACTERS: Final = 1024
+MAX_TTL_S: Final = 86_400.0
+
+
+class ContentType(IntEnum):
+    """How a payload is to be read; the numbers are the proto's."""
+
+    JSON = 1
+    TEXT = 2
+    BINARY = 3
+
+
+class DeliveryState(IntEnum):
+    """How far a message has come; the numbers are the proto's."""
+
+    QUEUED = 1
+    WRITTEN = 2
+    ACKNOWLEDGED = 3
+    DROPPED = 4
+
+
+class Durability(IntEnum):
+    """What a receipt's message survives; the numbers are the proto's."""
+
+    MEMORY = 1
+    DISK = 2
+    REPLICATED = 3
+
+
+class Instant(NamedTuple):
+    """One reading of the clock, taken once per call or frame: monotonic seconds and Unix seconds."""
+
+    monotonic: float
+    unix: float
+
+
+class Message(NamedTuple):
+    """One message to a user. `message_id` and `reply_to` are "" when absent; `ttl_s` None is the outbox's own."""
+
+    message_id: str
+    event_type: str
+    payload: bytes
+    content_type: int = ContentType.JSON
+    ttl_s: float | None = None
+    headers: Mapping[str, str] | None = None
+    min_durability: int = 0
+    critical: bool = False
+    reply_to: str = ""
+
+
+class Receipt(NamedTuple):
+    """What an OK says. `accepted_time` is Unix seconds; `connections` how many sockets were given the frame."""
+
+    message_id: str
+    sequence: int
+    state: int
+    durability: int
+    connections: int
+    duplicate: bool
+    accepted_time: float
+
+
+class PendingReceipt:
+    """A receipt that the store has yet to confirm. Settles once, with a receipt or an error."""
+
+    __slots__ = ("_callbacks", "error", "receipt")
+
+    def __init__(self) -> None:
+        self.receipt: Receipt | None = None
+        self.error: SidecarError | None = None
+        self._callbacks: list[Callable[[PendingReceipt], None]] = []
+
+    def add_done_callback(self, callback: Callable[[PendingReceipt], None]) -> None:
+        """Call `callback` when settled; at once if it is."""
+        if self.receipt is not None or self.error is not None:
+            callback(self)
+        else:
+            self._callbacks.append(callback)
+
+    def settle(self, receipt: Receipt | None, error: SidecarError | None) -> None:
+        """Fix the outcome and tell whoever waits."""
+        self.receipt, self.error = receipt, error
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback(self)
+
+    def as_duplicate(self) -> PendingReceipt:
+        """The same outcome for a repeat of the message that came before the first was confirmed."""
+        repeat = PendingReceipt()
+
+        def follow(first: PendingReceipt) -> None:
+            receipt = first.receipt
+            repeat.settle(None if receipt is None else receipt._replace(duplicate=True), first.error)
+
+        self.add_done_callback(follow)
+        return repeat
+
+
+def check_message(message: Message, max_message_bytes: int) -> None:
+    """Raise BadRequest unless the message keeps every rule.
+
+    A JSON payload is parsed whole (one RFC 8259 value): it is spliced into the frame as it is, and unread it could
+    forge the envelope.
+    """
+    if len(message.payload) > max_message_bytes:
+        raise BadRequest("message.payload", "longer than limits.max_message_bytes")
+    if message.content_type == ContentType.JSON:
+        if not is_json(message.payload):
+            raise BadRequest("message.payload", "not one JSON value (RFC 8259)")
+    else:
+        _check_other_content(message)
+    if message.message_id or message.event_type or message.reply_to:
+        _check_identifiers(message)
+    if message.ttl_s is not None and not 0 < message.ttl_s <= MAX_TTL_S:
+        raise BadRequest("message.ttl", "more than 0 and at most one day")
+    if message.headers:
+        _check_headers(message.headers)
+
+
+def is_json(payload: bytes) -> bool:
+    """True when `payload` is exactly one RFC 8259 value: no NaN, no lone surrogate, the parser's own depth limit."""
+    try:
+        orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
+def _check_other_content(message: Message) -> None:
+    if message.critical:
+        raise BadRequest("message.critical", "a critical event is JSON")
+    if message.content_type == ContentType.TEXT:
+        try:
+            message.payload.decode()
+        except UnicodeDecodeError:
+            raise BadRequest("message.payload", "not UTF-8") from None
+    elif message.content_type != ContentType.BINARY:
+        raise BadRequest("message.content_type", "unknown content type")
+
+
+def _check_identifiers(message: Message) -> None:
+    for field, value in (
+        ("message.message_id", message.message_id),
+        ("message.event_type", message.event_type),
+        ("message.reply_to", message.reply_to),
+    ):
+        if value and not IDENTIFIER.fullmatch(value):
+            raise BadRequest(field, "1 to 128 of A-Z a-z 0-9 _ . : @ | -")
+
+
+def _check_headers(headers: Mapping[str, str]) -> None:
+    if len(headers) > MAX_HEADERS:
+        raise BadRequest("message.headers", f"more than {MAX_HEADERS}")
+    for name, value in headers.items():
+        if not IDENTIFIER.fullmatch(name):
+            raise BadRequest("message.headers", "a name is 1 to 128 of A-Z a-z 0-9 _ . : @ | -")
+        if len(value) > MAX_HEADER_VALUE_CHARACTERS:
+            raise BadRequest("message.headers", f"a value is at most {MAX_HEADER_VALUE_CHARACTERS} characters")
+
+
+def fingerprint(message: Message) -> bytes:
+    """16 bytes that two messages share only when they are the same for promise 4.
+
+    Covers event_type, content_type, payload, critical and reply_to; stable across processes.
+    """
+    head = f"{message.event_type}\0{int(message.content_type)}\0{int(message.critical)}\0{message.reply_to}\0"
+    digest = blake2b(head.encode(), digest_size=16)
+    digest.update(message.payload)
+    return digest.digest()

@@ -1,0 +1,291 @@
+"""The ordered, bounded recovery queue of one manager: sequences from 1 without holes.
+
+Four positions, always acknowledged <= cursor <= confirmed <= head:
+acknowledged (the client said so), cursor (given to the primary's transport, or announced as a gap),
+confirmed (the store keeps it), head (the last sequence handed out).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from dataclasses import dataclass
+from enum import StrEnum
+from heapq import heapify, heappop, heappush
+from math import inf
+from typing import Final
+
+from sidecar.core.errors import ErrorReason, ResourceExhausted
+from sidecar.core.message import DeliveryState
+
+MAX_HOLES: Final = 1_024
+
+
+class GapReason(StrEnum):
+    """Why a message could not be kept."""
+
+    EXPIRED = "expired"
+    EVICTED = "evicted"
+    ACKNOWLEDGED = "acknowledged"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxLimits:
+    """The bounds of one outbox; sizes in bytes (payload + 256 each), times in seconds."""
+
+    max_messages: int = 10_000
+    max_bytes: int = 2 * 1024 * 1024
+    ttl_s: float = 120.0
+    critical_reserve: int = 100
+    critical_reserve_bytes: int = 1024 * 1024
+    resume_window_s: float = 120.0
+
+
+class OutboxEntry:
+    """One kept message: its frame, encoded once, and what decides how long it stays."""
+
+    __slots__ = ("critical", "expires_at", "frame", "kept", "sequence", "size")
+
+    def __init__(self, sequence: int, frame: bytes, size: int, expires_at: float, critical: bool) -> None:
+        self.kept = True
+        self.sequence = sequence
+        self.frame = frame
+        self.size = size
+        self.expires_at = expires_at
+        self.critical = critical
+
+
+class Hole:
+    """A run of sequences that are no longer kept."""
+
+    __slots__ = ("announced", "first", "last", "reason")
+
+    def __init__(self, first: int, last: int, reason: GapReason, announced: bool) -> None:
+        self.first, self.last, self.reason, self.announced = first, last, reason, announced
+
+
+class Outbox:
+    """See the module. Every method is synchronous; sizes are bytes, times monotonic seconds."""
+
+    __slots__ = (
+        "_critical",
+        "_critical_bytes",
+        "_deadlines",
+        "_holes",
+        "_in_time",
+        "_ordinary",
+        "acknowledged",
+        "confirmed",
+        "cursor",
+        "entries",
+        "ever_acknowledged",
+        "head",
+        "limits",
+        "ordinary_bytes",
+    )
+
+    def __init__(self, limits: OutboxLimits) -> None:
+        self.limits = limits
+        self.head = self.confirmed = self.cursor = self.acknowledged = 0
+        self.ever_acknowledged = False
+        self.ordinary_bytes = 0
+        self.entries: dict[int, OutboxEntry] = {}
+        self._critical: dict[int, OutboxEntry] = {}
+        self._critical_bytes = 0
+        # The entries again, in the orders in which they leave. What left another way stays behind as `not kept` until
+        # it comes to the front or `_compact` sweeps it out: finding a dict's first live key is not constant time.
+        self._ordinary: deque[OutboxEntry] = deque()
+        # Nearly every message has the default ttl and so expires in the order it came; the others go on the heap.
+        self._in_time: deque[OutboxEntry] = deque()
+        self._deadlines: list[tuple[float, int, OutboxEntry]] = []
+        self._holes: list[Hole] = []
+
+    @property
+    def queued_bytes(self) -> int:
+        """What is queued, payload + 256 bytes each."""
+        return self.ordinary_bytes + self._critical_bytes
+
+    def make_room(self, size: int, critical: bool, yielding: bool, now: float) -> int:
+        """Raise OUTBOX_FULL unless `size` more bytes fit, after what expired has gone and written messages gave way.
+
+        They do when `yielding`: the client is attached and its writer runs, or it never acknowledged anything.
+        Returns the bytes set free.
+        """
+        limits = self.limits
+        if critical:
+            full = len(self._critical) >= limits.critical_reserve
+            if full or self._critical_bytes + size > limits.critical_reserve_bytes:
+                raise ResourceExhausted(ErrorReason.OUTBOX_FULL, retry_after_s=1.0)
+            return 0
+        if self._fits(size):
+            return 0
+        freed = self.drop_expired(now)
+        while not self._fits(size):
+            oldest = self._oldest_written() if yielding else None
+            if oldest is None:
+                raise ResourceExhausted(ErrorReason.OUTBOX_FULL, retry_after_s=1.0)
+            freed += oldest.size
+            self.drop(oldest, GapReason.EVICTED)
+        return freed
+
+    def append(self, frame: bytes, size: int, now: float, ttl_s: float | None, critical: bool) -> OutboxEntry:
+        """Keep one more message as head + 1. Call `make_room` first; raise `confirmed` when the store has it."""
+        sequence = self.head = self.head + 1
+        if critical:
+            entry = OutboxEntry(sequence, frame, size, inf, True)
+            self._critical[sequence] = entry
+            self._critical_bytes += size
+        else:
+            entry = OutboxEntry(sequence, frame, size, now + (self.limits.ttl_s if ttl_s is None else ttl_s), False)
+            self.ordinary_bytes += size
+            self._ordinary.append(entry)
+            if ttl_s is None:
+                self._in_time.append(entry)
+            else:
+                heappush(self._deadlines, (entry.expires_at, sequence, entry))
+        self.entries[sequence] = entry
+        return entry
+
+    def fall_back(self) -> int:
+        """Forget every unconfirmed append: the head is the last confirmed again, which nobody has seen past.
+
+        Returns the bytes set free.
+        """
+        freed = 0
+        while self.head > self.confirmed:
+            entry = self.entries.get(self.head)
+            if entry is not None:
+                freed += entry.size
+                self._remove(entry)
+            self.head -= 1
+        self._compact()
+        return freed
+
+    def acknowledge(self, sequence: int) -> int:
+        """The client has everything up to `sequence` (at most the cursor). Returns the bytes set free."""
+        self.ever_acknowledged = True
+        self.acknowledged = max(self.acknowledged, sequence)
+        done = [entry for kept, entry in self._critical.items() if kept <= sequence] if self._critical else []
+        for entry in self._ordinary:
+            if entry.sequence > sequence:
+                break
+            if entry.kept:
+                done.append(entry)
+        freed = 0
+        for entry in done:
+            freed += entry.size
+            self._remove(entry)
+        self._compact()
+        return freed
+
+    def drop(self, entry: OutboxEntry, reason: GapReason) -> None:
+        """Take one message out of the order, leaving a hole of that reason."""
+        self._remove(entry)
+        self._dig(entry.sequence, reason)
+        self._compact()
+
+    def drop_expired(self, now: float) -> int:
+        """Drop every ordinary message whose time is over. Returns the bytes set free."""
+        before = self.ordinary_bytes
+        while self._in_time and (self._in_time[0].expires_at <= now or not self._in_time[0].kept):
+            entry = self._in_time[0]
+            if entry.sequence > self.confirmed:  # its append is on its way; the writer looks at its time again
+                break
+            self._in_time.popleft()
+            self._expire(entry)
+        while self._deadlines and self._deadlines[0][0] <= now:
+            entry = self._deadlines[0][2]
+            if entry.sequence > self.confirmed:
+                break
+            heappop(self._deadlines)
+            self._expire(entry)
+        return before - self.ordinary_bytes
+
+    def next_expiry(self) -> float:
+        """When `drop_expired` may next have work, monotonic seconds; may be early, never late; inf for never."""
+        in_time = self._in_time[0].expires_at if self._in_time else inf
+        return min(in_time, self._deadlines[0][0] if self._deadlines else inf)
+
+    def gap_at(self, sequence: int) -> Hole:
+        """The hole that covers `sequence`, to be announced; one marked lost should there be none."""
+        index = bisect_left(self._holes, sequence, key=lambda hole: hole.last)
+        if index < len(self._holes) and self._holes[index].first <= sequence:
+            return self._holes[index]
+        hole = Hole(sequence, sequence, GapReason.LOST, announced=False)
+        self._holes.insert(index, hole)
+        return hole
+
+    def state_of(self, sequence: int) -> DeliveryState:
+        """How far the message of that sequence has come, as of now."""
+        index = bisect_left(self._holes, sequence, key=lambda hole: hole.last)
+        if index < len(self._holes) and self._holes[index].first <= sequence:
+            hole = self._holes[index]
+            if hole.announced or sequence > self.cursor:
+                return DeliveryState.DROPPED
+        if sequence <= self.acknowledged:
+            return DeliveryState.ACKNOWLEDGED
+        return DeliveryState.WRITTEN if sequence <= self.cursor else DeliveryState.QUEUED
+
+    def clear(self) -> None:
+        """Drop every frame; the positions stay readable."""
+        self.entries.clear()
+        self._critical.clear()
+        self._ordinary.clear()
+        self._in_time.clear()
+        self._deadlines.clear()
+        self._holes.clear()
+        self.ordinary_bytes = self._critical_bytes = 0
+
+    def _fits(self, size: int) -> bool:
+        room = len(self.entries) - len(self._critical) < self.limits.max_messages
+        return room and self.ordinary_bytes + size <= self.limits.max_bytes
+
+    def _oldest_written(self) -> OutboxEntry | None:
+        ordinary = self._ordinary
+        while ordinary and not ordinary[0].kept:
+            ordinary.popleft()
+        return ordinary[0] if ordinary and ordinary[0].sequence <= self.cursor else None
+
+    def _expire(self, entry: OutboxEntry) -> None:
+        if entry.kept:
+            self.drop(entry, GapReason.EXPIRED)
+
+    def _remove(self, entry: OutboxEntry) -> None:
+        del self.entries[entry.sequence]
+        entry.kept = False
+        entry.frame = b""  # no copy of a payload outlives its message
+        if entry.critical:
+            del self._critical[entry.sequence]
+            self._critical_bytes -= entry.size
+        else:
+            self.ordinary_bytes -= entry.size
+
+    def _compact(self) -> None:
+        ordinary, in_time = self._ordinary, self._in_time
+        while ordinary and not ordinary[0].kept:
+            ordinary.popleft()
+        while in_time and not in_time[0].kept:
+            in_time.popleft()
+        most = 2 * len(self.entries) + 64
+        if len(ordinary) > most:
+            self._ordinary = deque(entry for entry in ordinary if entry.kept)
+        if len(in_time) > most:
+            self._in_time = deque(entry for entry in in_time if entry.kept)
+        if len(self._deadlines) > most:
+            self._deadlines = [item for item in self._deadlines if item[2].kept]
+            heapify(self._deadlines)
+
+    def _dig(self, sequence: int, reason: GapReason) -> None:
+        holes = self._holes
+        index = bisect_left(holes, sequence, key=lambda hole: hole.last)
+        before = holes[index - 1] if index else None
+        written = sequence <= self.cursor
+        adjacent = before is not None and before.last == sequence - 1 and before.reason is reason
+        # A hole behind the cursor and one ahead of it never merge: the second is still to be announced, whole.
+        if adjacent and before is not None and not before.announced and written == (before.last <= self.cursor):
+            before.last = sequence
+            return
+        holes.insert(index, Hole(sequence, sequence, reason, announced=False))
+        if len(holes) > MAX_HOLES:
+            del holes[0]
