@@ -1,0 +1,80 @@
+# ws-sidecar: the commands of everyday work. `make` alone lists them.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+PIP_INSTALL := $(PIP) install --quiet --require-hashes
+# The checkout itself: its build backend is locked, so nothing is fetched for it.
+INSTALL_PROJECT := $(PIP) install --quiet --no-deps --no-build-isolation --no-index -e packages/api -e .
+
+UV := .venv-lock/bin/uv
+COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--no-emit-find-links --no-emit-package ws-sidecar-api --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
+
+.PHONY: help install run test check proto proto-check bench clean lock
+
+help: ## list the commands
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | while IFS=@ read -r name text; do \
+		printf '%-20s %s\n' "$$name" "$$text"; done
+
+install: $(VENV)/.runtime ## build .venv from the lock file, with the project in it
+
+run: install ## install, then serve in development mode
+	$(BIN)/sidecar serve --dev
+
+test: $(VENV)/.dev ## install, then run the whole suite, warnings as errors (ARGS="..." goes to pytest)
+	$(BIN)/python -W error -m pytest -W error $(ARGS)
+
+check: $(VENV)/.dev ## lint, format, types, layers, and the contract
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/generate_proto.py --lint
+	$(MAKE) proto-check
+
+proto: $(VENV)/.dev ## generate sidecar/api from proto/
+	$(BIN)/python scripts/generate_proto.py
+
+proto-check: $(VENV)/.dev ## fail if sidecar/api is not what proto/ generates
+	$(BIN)/python scripts/generate_proto.py --check
+
+bench: ## run the benchmarks, where benchmarks/ is there
+	@test -d benchmarks || { echo "bench: not built yet" >&2; exit 1; }
+	@$(MAKE) --no-print-directory $(VENV)/.dev
+	$(BIN)/python -m benchmarks
+
+lock: $(UV) ## write the lock files from pyproject.toml (UPGRADE=1: newest versions)
+	$(COMPILE) pyproject.toml --output-file requirements.lock
+	echo 'hatchling>=1.27,<2' | $(COMPILE) --constraints requirements.lock - --output-file requirements-build.lock
+	$(COMPILE) pyproject.toml --extra dev --constraints requirements.lock --constraints requirements-build.lock \
+		--output-file requirements-dev.lock
+
+clean: ## remove what these commands made
+	rm -rf .venv .venv-lock .venv-proto build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache \
+		.hypothesis .coverage .coverage.* htmlcov
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is not Python 3.11 or newer: say make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.runtime: requirements.lock requirements-build.lock pyproject.toml packages/api/pyproject.toml | $(VENV)/.created
+	$(PIP_INSTALL) -r requirements.lock -r requirements-build.lock
+	$(INSTALL_PROJECT)
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
+	$(PIP_INSTALL) -r requirements-dev.lock
+	@touch $@
+
+$(UV):
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip --disable-pip-version-check install --quiet uv==$(UV_VERSION)
