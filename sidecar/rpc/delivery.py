@@ -1,0 +1,181 @@
+"""DeliveryService, its unary methods: token, key, scope, then the manager decides."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from sidecar.api.v1 import delivery_service_pb2 as pb
+from sidecar.core.close_codes import SERVICE_CODES, CloseCode, service_close
+from sidecar.core.errors import BadRequest, ErrorReason, PermissionDenied, SidecarError, Unsupported
+from sidecar.core.identity import Scope
+from sidecar.core.message import Instant, Message, PendingReceipt, Receipt
+from sidecar.core.ports import AuditEvent
+from sidecar.rpc.status import rich_status
+from sidecar.rpc.translate import fill_receipt, message_from, timestamp
+
+if TYPE_CHECKING:
+    from sidecar.core.factory import WebSocketManagerFactory
+    from sidecar.core.manager import IsolatedWebSocketManager
+    from sidecar.core.ports import Clock
+    from sidecar.rpc.boundary import CallFacts
+    from sidecar.rpc.callers import Callers
+    from sidecar.rpc.refusals import RefusalRecorder
+
+MAX_BATCH_ITEMS = 1_000
+BROADCAST_SLICE = 256
+"""How many managers a broadcast reaches before it lets others have the loop."""
+
+
+async def settled(receipt: Receipt | PendingReceipt) -> Receipt:
+    """The receipt, once the store has confirmed it. Cancelling the wait does not cancel the append."""
+    if not isinstance(receipt, PendingReceipt):
+        return receipt
+    done = asyncio.Event()
+    receipt.add_done_callback(lambda _: done.set())
+    await done.wait()
+    if receipt.receipt is None:
+        raise receipt.error or SidecarError(ErrorReason.INTERNAL)
+    return receipt.receipt
+
+
+class DeliveryMethods:
+    """The unary methods of DeliveryService."""
+
+    def __init__(
+        self, callers: Callers, factory: WebSocketManagerFactory, clock: Clock, recorder: RefusalRecorder
+    ) -> None:
+        self._callers = callers
+        self._factory = factory
+        self._clock = clock
+        self._recorder = recorder
+
+    async def send_to_user(self, request: pb.SendToUserRequest, facts: CallFacts) -> pb.SendToUserResponse:
+        """One message to the context that the token opens."""
+        manager = self._callers.opened(facts, request.isolation_key, request.expected_user_id, Scope.SEND)
+        if request.HasField("wait_for_ack"):
+            raise Unsupported
+        message = message_from(request.message)
+        require_emit(message, facts.grant.scopes)
+        receipt = manager.send_to_user(manager.context, message, self._now())
+        response = pb.SendToUserResponse()
+        fill_receipt(response.receipt, receipt if isinstance(receipt, Receipt) else await settled(receipt))
+        return response
+
+    async def emit_critical_event(
+        self, request: pb.EmitCriticalEventRequest, facts: CallFacts
+    ) -> pb.EmitCriticalEventResponse:
+        """One critical event to the context that the token opens."""
+        manager = self._callers.opened(facts, request.isolation_key, request.expected_user_id, Scope.EMIT)
+        if request.HasField("wait_for_ack"):
+            raise Unsupported
+        pending = manager.emit_critical_event(
+            manager.context, request.event_type, request.data, request.message_id, self._now()
+        )
+        response = pb.EmitCriticalEventResponse()
+        fill_receipt(response.receipt, await settled(pending))
+        return response
+
+    async def send_batch(self, request: pb.SendBatchRequest, facts: CallFacts) -> pb.SendBatchResponse:
+        """Many messages, each with its own token; each stands or falls alone."""
+        if len(request.items) > MAX_BATCH_ITEMS:
+            raise BadRequest("items", f"at most {MAX_BATCH_ITEMS}")
+        at = self._now()
+        outcomes = [self._send_item(item, facts, at) for item in request.items]
+        response = pb.SendBatchResponse()
+        for outcome in outcomes:
+            result = response.results.add()
+            try:
+                if isinstance(outcome, SidecarError):
+                    raise outcome
+                fill_receipt(result.receipt, await settled(outcome))
+            except SidecarError as error:
+                result.error.CopyFrom(rich_status(error))
+        return response
+
+    async def broadcast(self, request: pb.BroadcastRequest, facts: CallFacts) -> pb.BroadcastResponse:
+        """One message through every outbox of the token's own user, or of its tenant; never beyond the tenant."""
+        grant = self._callers.grant(facts)
+        scope = _BROADCAST_SCOPES.get(request.scope)
+        if scope is None:
+            raise BadRequest("scope", "BROADCAST_SCOPE_USER or BROADCAST_SCOPE_TENANT")
+        if scope not in grant.scopes:
+            raise PermissionDenied(ErrorReason.SCOPE_MISSING)
+        own = self._callers.manager_of(grant)
+        message = message_from(request.message)
+        require_emit(message, grant.scopes)
+        everyone = (
+            self._factory.managers_of_user(own.context.identity)
+            if scope is Scope.BROADCAST_USER
+            else self._factory.managers_of_tenant(own.context.tenant_id)
+        )
+        own.context.audit_log_action(AuditEvent.BROADCAST, scope=scope.value, managers=len(everyone))
+        return await self._broadcast_to(everyone, message)
+
+    async def close_manager(self, request: pb.CloseManagerRequest, facts: CallFacts) -> pb.CloseManagerResponse:
+        """End the context that the token opens."""
+        manager = self._callers.opened(facts, request.isolation_key, "", Scope.CLOSE)
+        code = request.code or int(CloseCode.CLOSED_BY_SERVICE)
+        if code != CloseCode.CLOSED_BY_SERVICE and code not in SERVICE_CODES:
+            raise BadRequest("code", "4505 or 4900 to 4999")
+        close = service_close(code, request.reason)
+        count = manager.cleanup_all_connections(manager.context, close, "closed_by_service", self._now())
+        return pb.CloseManagerResponse(connections=count)
+
+    async def get_manager_stats(
+        self, request: pb.GetManagerStatsRequest, facts: CallFacts
+    ) -> pb.GetManagerStatsResponse:
+        """The counters of the context that the token opens."""
+        manager = self._callers.opened(facts, request.isolation_key, "", Scope.STATS)
+        stats = manager.get_manager_stats(manager.context, self._now())
+        response = pb.GetManagerStatsResponse(**(stats._asdict() | {"last_activity_time": None}))
+        response.last_activity_time.CopyFrom(timestamp(stats.last_activity_time))
+        return response
+
+    def _send_item(
+        self, item: pb.SendBatchItem, facts: CallFacts, at: Instant
+    ) -> Receipt | PendingReceipt | SidecarError:
+        grant = None
+        try:
+            grant = self._callers.verify(item.context_token)
+            manager = self._callers.open(grant, item.isolation_key, item.expected_user_id, Scope.SEND)
+            message = message_from(item.message)
+            require_emit(message, grant.scopes)
+            return manager.send_to_user(manager.context, message, at)
+        except SidecarError as error:
+            self._recorder.note(error, facts.method, facts.address, grant)
+            return error
+
+    async def _broadcast_to(
+        self, everyone: Iterable[IsolatedWebSocketManager], message: Message
+    ) -> pb.BroadcastResponse:
+        response = pb.BroadcastResponse()
+        for number, manager in enumerate(everyone):
+            if number % BROADCAST_SLICE == BROADCAST_SLICE - 1:
+                await asyncio.sleep(0)
+            if manager.ended:
+                continue
+            try:
+                receipt = await settled(manager.send_to_user(manager.context, message, self._now()))
+            except SidecarError:
+                response.refused += 1
+                continue
+            response.managers += 1
+            response.connections += receipt.connections
+        return response
+
+    def _now(self) -> Instant:
+        return Instant(self._clock.monotonic(), self._clock.time())
+
+
+_BROADCAST_SCOPES = {
+    int(pb.BROADCAST_SCOPE_USER): Scope.BROADCAST_USER,
+    int(pb.BROADCAST_SCOPE_TENANT): Scope.BROADCAST_TENANT,
+}
+
+
+def require_emit(message: Message, scopes: frozenset[Scope]) -> None:
+    """A critical message needs the emit scope, whichever way it comes."""
+    if message.critical and Scope.EMIT not in scopes:
+        raise PermissionDenied(ErrorReason.SCOPE_MISSING)

@@ -1,0 +1,247 @@
+"""The gRPC server: its limits, its listeners, its services, its start and its stop."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+from google.protobuf.message import Message
+
+from sidecar.api.v1 import (
+    admin_service_pb2,
+    context_service_pb2,
+    delivery_service_pb2,
+)
+from sidecar.core.errors import Unsupported
+from sidecar.rpc import health as health_service
+from sidecar.rpc.admin import AdminMethods
+from sidecar.rpc.boundary import Boundary, Call, CallFacts, Handler, unsupported
+from sidecar.rpc.callers import Callers
+from sidecar.rpc.context import ContextMethods
+from sidecar.rpc.deliver import DeliverStreams
+from sidecar.rpc.delivery import DeliveryMethods
+from sidecar.rpc.health import Health
+from sidecar.rpc.refusals import RefusalRecorder
+from sidecar.security.files import SettingError
+from sidecar.security.service_auth import Permission
+
+if TYPE_CHECKING:
+    from sidecar.core.factory import WebSocketManagerFactory
+    from sidecar.core.message import Instant
+    from sidecar.core.ports import Clock
+    from sidecar.core.statistics import SecurityCounters
+    from sidecar.security.audit import JsonLinesAuditTrail
+    from sidecar.security.context_tokens import ContextTokenAuthority
+    from sidecar.security.refusals import Refusals
+    from sidecar.security.service_auth import ServiceAuthenticator
+    from sidecar.security.user_tokens import UserTokenVerifier
+
+PACKAGE: Final = "sidecar.api.v1"
+SERVICES: Final = tuple(
+    f"{PACKAGE}.{name}" for name in ("DeliveryService", "ContextService", "AgentService", "AdminService")
+)
+MAX_METADATA_BYTES: Final = 8 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class RpcSettings:
+    """`listen` is host:port (port 0 for any) or unix:/path. Sizes in bytes, times in seconds."""
+
+    listen: str
+    max_receive_bytes: int = 4 * 1024 * 1024
+    max_concurrent_calls: int = 10_000
+    max_concurrent_streams: int = 1_000
+    connection_age_s: float = 3600.0
+    reflection: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RpcPorts:
+    """What the edge is handed."""
+
+    factory: WebSocketManagerFactory
+    tokens: ContextTokenAuthority
+    users: UserTokenVerifier
+    services: ServiceAuthenticator
+    audit: JsonLinesAuditTrail
+    floods: Refusals
+    counters: SecurityCounters
+    clock: Clock
+
+
+class RpcEdge:
+    """The gRPC edge. `start` binds and serves; `close` is idempotent and bounded by its grace."""
+
+    def __init__(self, settings: RpcSettings, ports: RpcPorts) -> None:
+        self._settings = settings
+        self._recorder = RefusalRecorder(ports.audit, ports.floods, ports.counters)
+        self._boundary = Boundary(self._recorder, settings.max_concurrent_calls)
+        self._callers = Callers(ports.tokens, ports.services, ports.factory)
+        self._delivery = DeliveryMethods(self._callers, ports.factory, ports.clock, self._recorder)
+        self._streams = DeliverStreams(self._callers, ports.clock, self._recorder)
+        self._context = ContextMethods(self._callers, ports.factory, ports.tokens, ports.users, ports.audit)
+        self._admin = AdminMethods(self._callers, ports.factory, ports.counters, ports.audit, ports.clock)
+        self._health = Health(SERVICES)
+        self._server: grpc.aio.Server | None = None
+        self.port = 0
+
+    @property
+    def target(self) -> str:
+        """Where a client on this machine connects."""
+        listen = self._settings.listen
+        return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{self.port}"
+
+    async def start(self) -> None:
+        """Bind and serve. Raises OSError (EADDRINUSE), or SettingError for a place unfit for a Unix socket."""
+        server = grpc.aio.server(options=self._options(), compression=None)
+        for service, handlers in self._handlers().items():
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+        if self._settings.reflection:
+            from grpc_reflection.v1alpha import reflection
+
+            reflection.enable_server_reflection((*SERVICES, health_service.SERVICE, reflection.SERVICE_NAME), server)
+        self._bind(server)
+        await server.start()
+        self._server = server
+        await self._health.set_serving(True)
+
+    async def stop_serving(self) -> None:
+        """Health says NOT_SERVING from now on; calls are still answered."""
+        await self._health.set_serving(False)
+
+    async def close(self, grace_s: float) -> None:
+        """Take no new call, let those under way finish for `grace_s` seconds, cancel the rest."""
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop(grace_s)
+
+    def tick(self, at: Instant) -> None:
+        """Once a second: lanes whose token has ended."""
+        self._streams.tick(at)
+
+    def _bind(self, server: grpc.aio.Server) -> None:
+        listen = self._settings.listen
+        if listen.startswith("unix:"):
+            prepare_unix_socket(Path(listen.removeprefix("unix:")))
+        else:
+            check_free(listen)
+        try:
+            self.port = server.add_insecure_port(listen)
+        except RuntimeError:
+            raise OSError(errno.EADDRINUSE, "address already in use") from None
+
+    def _options(self) -> list[tuple[str, Any]]:
+        settings = self._settings
+        age_s = settings.connection_age_s * random.uniform(0.9, 1.1)  # noqa: S311 - spreads reconnects, no secret
+        return [
+            # Two servers would silently share the port otherwise.
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", settings.max_receive_bytes),
+            ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+            ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+            ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
+            # Clients may ping every 10 s, with or without calls; 5 s leaves room for their clocks.
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+            # No grace period: a connection of age takes no new call, its streams live on.
+            ("grpc.max_connection_age_ms", int(age_s * 1000)),
+        ]
+
+    def _handlers(self) -> dict[str, dict[str, Handler]]:
+        return {
+            f"{PACKAGE}.DeliveryService": self._delivery_handlers(),
+            f"{PACKAGE}.ContextService": self._context_handlers(),
+            f"{PACKAGE}.AgentService": {"Attach": self._boundary.stream("Attach", self._attach)},
+            f"{PACKAGE}.AdminService": self._admin_handlers(),
+            health_service.SERVICE: self._health.handlers(self._boundary),
+        }
+
+    def _delivery_handlers(self) -> dict[str, Handler]:
+        unary, pb, methods = self._boundary.unary, delivery_service_pb2, self._delivery
+        return {
+            "SendToUser": unary("SendToUser", pb.SendToUserRequest, methods.send_to_user),
+            "EmitCriticalEvent": unary("EmitCriticalEvent", pb.EmitCriticalEventRequest, methods.emit_critical_event),
+            "SendBatch": unary("SendBatch", pb.SendBatchRequest, methods.send_batch),
+            "Deliver": self._boundary.stream("Deliver", self._streams.deliver),
+            "Broadcast": unary("Broadcast", pb.BroadcastRequest, methods.broadcast),
+            "CloseManager": unary("CloseManager", pb.CloseManagerRequest, methods.close_manager),
+            "GetManagerStats": unary("GetManagerStats", pb.GetManagerStatsRequest, methods.get_manager_stats),
+        }
+
+    def _context_handlers(self) -> dict[str, Handler]:
+        unary, pb, methods = self._boundary.unary, context_service_pb2, self._context
+        return {
+            "GetContext": unary("GetContext", pb.GetContextRequest, methods.get_context),
+            "RefreshContextToken": unary(
+                "RefreshContextToken", pb.RefreshContextTokenRequest, methods.refresh_context_token
+            ),
+            "RevokeContextToken": unary(
+                "RevokeContextToken", pb.RevokeContextTokenRequest, methods.revoke_context_token
+            ),
+            "ExchangeContextToken": unary(
+                "ExchangeContextToken", pb.ExchangeContextTokenRequest, methods.exchange_context_token
+            ),
+        }
+
+    def _admin_handlers(self) -> dict[str, Handler]:
+        unary, pb, methods = self._boundary.unary, admin_service_pb2, self._admin
+        waits = unsupported(methods.authorize)
+        return {
+            "GetFactoryStats": unary("GetFactoryStats", pb.GetFactoryStatsRequest, methods.get_factory_stats),
+            "GetSecurityStats": unary("GetSecurityStats", pb.GetSecurityStatsRequest, methods.get_security_stats),
+            "ListManagers": unary("ListManagers", pb.ListManagersRequest, methods.list_managers),
+            "CleanupManager": unary("CleanupManager", pb.CleanupManagerRequest, methods.cleanup_manager),
+            "EnforceResourceLimits": unary(
+                "EnforceResourceLimits", pb.EnforceResourceLimitsRequest, methods.enforce_resource_limits
+            ),
+            "DisconnectUser": unary("DisconnectUser", pb.DisconnectUserRequest, methods.disconnect_user),
+            "RevokeUser": unary("RevokeUser", pb.RevokeUserRequest, waits),
+            "Drain": unary("Drain", pb.DrainRequest, waits),
+            "TailAuditLog": self._boundary.server_stream("TailAuditLog", pb.TailAuditLogRequest, self._tail),
+        }
+
+    async def _tail(self, _request: Message, _call: Call, facts: CallFacts) -> None:
+        self._callers.service(facts, Permission.ADMIN)
+        raise Unsupported
+
+    async def _attach(self, _call: Call, facts: CallFacts) -> None:
+        self._callers.service(facts, Permission.ATTACH)
+        raise Unsupported
+
+
+def check_free(listen: str) -> None:
+    """Raise OSError (EADDRINUSE) when somebody listens there: gRPC's own error does not say so."""
+    host, _, port = listen.rpartition(":")
+    if port == "0":
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host.strip("[]"), int(port)))
+
+
+def prepare_unix_socket(path: Path) -> None:
+    """The folder belongs to this user and lets no stranger in; a socket left over by a dead process goes away."""
+    folder = path.parent
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    facts = folder.stat()
+    if facts.st_uid != os.getuid() or facts.st_mode & 0o027:
+        raise SettingError("grpc.listen", "the folder of a Unix socket must be this user's own, mode 0700 or 0750")
+    if not path.exists():
+        return
+    if not stat.S_ISSOCK(path.stat().st_mode):
+        raise SettingError("grpc.listen", "the path of a Unix socket is taken by something else")
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise OSError(errno.EADDRINUSE, "address already in use")

@@ -1,0 +1,79 @@
+"""Between protobuf messages and the core's values; protobuf types go no further than this folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from sidecar.api.v1 import types_pb2
+from sidecar.core.errors import BadRequest, Unsupported
+from sidecar.core.message import ContentType, Instant, Message, Receipt
+
+if TYPE_CHECKING:
+    from sidecar.core.identity import UserExecutionContext
+
+
+def message_from(proto: types_pb2.Message) -> Message:
+    """The core's message. Raises UNSUPPORTED for a response stream, which this version does not serve."""
+    if proto.HasField("stream"):
+        raise Unsupported
+    headers = proto.headers
+    return Message(
+        proto.message_id,
+        proto.event_type,
+        proto.payload,
+        proto.content_type or ContentType.JSON,
+        _ttl_s(proto) if proto.HasField("ttl") else None,
+        dict(headers) if headers else None,
+        proto.min_durability,
+        proto.critical,
+        proto.reply_to,
+    )
+
+
+def _ttl_s(proto: types_pb2.Message) -> float:
+    ttl = proto.ttl
+    if not -999_999_999 <= ttl.nanos <= 999_999_999:
+        raise BadRequest("message.ttl", "more than 0 and at most one day")
+    return float(ttl.seconds + ttl.nanos / 1e9)
+
+
+def fill_receipt(proto: types_pb2.Receipt, receipt: Receipt) -> None:
+    """Write the core's receipt into a protobuf one in place (cheaper than building and copying)."""
+    message_id, sequence, state, durability, connections, duplicate, accepted = receipt
+    proto.message_id = message_id
+    proto.sequence = sequence
+    proto.state = state  # type: ignore[assignment]  # the numbers are the proto's
+    proto.durability = durability  # type: ignore[assignment]
+    proto.connections = connections
+    if duplicate:
+        proto.duplicate = True
+    seconds = int(accepted)
+    proto.accepted_time.seconds = seconds
+    proto.accepted_time.nanos = int((accepted - seconds) * 1e9)
+
+
+def timestamp(unix: float) -> Timestamp:
+    """Unix seconds as a Timestamp."""
+    seconds = int(unix)
+    return Timestamp(seconds=seconds, nanos=int((unix - seconds) * 1e9))
+
+
+def user_context(context: UserExecutionContext) -> types_pb2.UserContext:
+    """Who a context belongs to."""
+    return types_pb2.UserContext(
+        tenant_id=context.tenant_id,
+        user_id=context.user_id,
+        session_id=context.session_id,
+        connection_id=context.connection_id,
+        request_id=context.request_id,
+        created_time=timestamp(context.created_at),
+        permissions=context.permissions,
+        metadata=context.metadata,
+    )
+
+
+def unix_of(at: Instant, monotonic: float) -> float:
+    """The wall-clock time of an earlier monotonic reading."""
+    return at.unix - (at.monotonic - monotonic)
