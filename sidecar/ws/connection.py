@@ -1,0 +1,218 @@
+"""One TCP connection: the library's `ServerConnection` with rates, flow control both ways and an end that is bounded.
+
+Owns the transport; decides nothing about contexts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+from websockets.asyncio.server import ServerConnection
+from websockets.frames import PONG, Frame
+from websockets.protocol import CONNECTING, OPEN
+
+from sidecar.core.close_codes import CloseCode
+from sidecar.core.limits import TokenBucket
+from sidecar.ws.handshake import Refusal
+from sidecar.ws.protocol import EdgeProtocol
+
+if TYPE_CHECKING:
+    from asyncio import BaseTransport, TimerHandle, Transport
+    from collections.abc import Callable
+
+    from websockets.asyncio.server import Server
+    from websockets.http11 import Response
+    from websockets.protocol import Event
+    from websockets.typing import LoggerLike
+
+    from sidecar.core.close_codes import Close
+    from sidecar.core.ports import Clock
+    from sidecar.ws.admission import Admission
+    from sidecar.ws.settings import WebSocketSettings
+    from sidecar.ws.socket import ClientSocket
+
+_NO_CLOSE_FRAME: Final = 1006
+MAX_QUEUED_FRAMES: Final = 16
+
+
+class EdgeConnection(ServerConnection):
+    """A client's connection, from accept to the end of its TCP connection.
+
+    Reading stops while writing is paused: a client that does not read what it is sent cannot make the sidecar queue
+    pongs for it. However it ends, `close_timeout_s` after the closing handshake began the transport is aborted.
+    """
+
+    transport: Transport
+
+    def __init__(
+        self,
+        server: Server,
+        settings: WebSocketSettings,
+        clock: Clock,
+        logger: LoggerLike,
+        *,
+        on_made: Callable[[EdgeConnection], None],
+        on_handshake_over: Callable[[EdgeConnection], None],
+        on_refused: Callable[[EdgeConnection, Refusal], None],
+    ) -> None:
+        protocol = EdgeProtocol(
+            max_inbound_bytes=settings.max_inbound_bytes,
+            logger=logger,
+            admit_frame=self._admit_frame,
+            on_fail=self._left_open,
+            on_refused=lambda refusal: on_refused(self, refusal),
+        )
+        super().__init__(
+            protocol,
+            server,
+            ping_interval=None,
+            ping_timeout=None,
+            close_timeout=settings.close_timeout_s,
+            max_queue=MAX_QUEUED_FRAMES,
+            write_limit=settings.write_buffer_bytes,
+        )
+        self.debug = False
+        self._protocol = protocol
+        self.admission: Admission | None = None
+        self.socket: ClientSocket | None = None
+        self.address = ""
+        self.fault: str | None = None
+        self._clock = clock
+        self._on_made = on_made
+        self._on_handshake_over = on_handshake_over
+        now = clock.monotonic()
+        self._now = now
+        self._frames = TokenBucket(settings.frames_per_second, now) if settings.frames_per_second else None
+        self._bytes = TokenBucket(settings.bytes_per_second, now) if settings.bytes_per_second else None
+        self._close_timeout_s = settings.close_timeout_s
+        self._deadline: TimerHandle | None = None
+        self._queue_full = False
+
+    async def handshake(self, *args: Any, **kwargs: Any) -> None:
+        """The opening handshake; `on_handshake_over` is called however it ends."""
+        try:
+            await super().handshake(*args, **kwargs)
+        finally:
+            self._on_handshake_over(self)
+
+    async def drain(self) -> None:
+        """Never wait for a client to read: the library would, without a limit, before it closes."""
+
+    @property
+    def is_open(self) -> bool:
+        """True between the upgrade and the first close frame of either side."""
+        return self.protocol.state is OPEN
+
+    def begin_close(self, close: Close) -> None:
+        """Send the close frame (RFC 6455 §7.1.2) and set the connection's end. Before the upgrade: does nothing."""
+        if self.protocol.state is OPEN:
+            self.protocol.send_close(close.code, close.text)
+            self._end_in_time()
+            self.send_data()
+
+    def refuse(self, refusal: Refusal) -> Response:
+        """The fixed answer to a refused handshake."""
+        return self._protocol.refuse(refusal)
+
+    def abort(self) -> None:
+        """End the TCP connection at once."""
+        self.transport.abort()
+
+    # The transport's calls
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        super().connection_made(transport)
+        self.recv_messages.pause = self._queue_filled
+        self.recv_messages.resume = self._queue_emptied
+        self._on_made(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._now = self._clock.monotonic()
+        if self._bytes is not None and self._bytes.take(self._now, len(data)) and self.protocol.state is OPEN:
+            self.protocol.fail(CloseCode.RATE_LIMITED)
+        super().data_received(data)
+        self._look_at_state()
+
+    def eof_received(self) -> None:
+        super().eof_received()
+        self._look_at_state()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._left_open(_NO_CLOSE_FRAME)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if not self._queue_full:
+            self._pause_reading()
+        if self.socket is not None:
+            self.socket.writing_paused()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self._queue_full:
+            self._resume_reading()
+        if self.socket is not None:
+            self.socket.writing_resumed()
+
+    def process_event(self, event: Event) -> None:
+        super().process_event(event)
+        if self.socket is not None and isinstance(event, Frame) and event.opcode is PONG:
+            self.socket.pong_received()
+
+    # Rates and flow
+
+    def _admit_frame(self) -> bool:
+        return self._frames is None or self._frames.take(self._now) == 0.0
+
+    def _queue_filled(self) -> None:
+        self._queue_full = True
+        self._pause_reading()
+
+    def _queue_emptied(self) -> None:
+        self._queue_full = False
+        if not self.paused:
+            self._resume_reading()
+
+    def _pause_reading(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    # The end
+
+    def _look_at_state(self) -> None:
+        state = self.protocol.state
+        if state is not OPEN and state is not CONNECTING:
+            received = self.protocol.close_rcvd
+            self._left_open(_NO_CLOSE_FRAME if received is None else received.code)
+
+    def _left_open(self, code: int) -> None:
+        """The connection is no longer open; `code` counts only the first time, when it says why."""
+        self._end_in_time()
+        if self.socket is not None:
+            self.socket.connection_ended(code)
+
+    def _end_in_time(self) -> None:
+        if self._deadline is None and not self.connection_lost_waiter.done():
+            self._deadline = self.loop.call_later(self._close_timeout_s, self.abort)
+
+
+class TurnedAway(asyncio.Protocol):
+    """A connection for which there is no room: the fixed 503 at once, nothing is read."""
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        body = Refusal.FULL.body
+        head = (
+            "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n"
+            f"Content-Type: text/plain; charset=utf-8\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        transport.write((head + body).encode())
+        transport.close()

@@ -1,0 +1,92 @@
+"""The library's sans-I/O server protocol with the sidecar's rules: fixed texts, a rate before any answer, no debug log.
+
+No I/O. Everything that the library would say in its own words, in HTTP or in a close frame, passes through here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from websockets.exceptions import InvalidMessage, ProtocolError
+from websockets.protocol import CONNECTING
+from websockets.server import ServerProtocol
+
+from sidecar.core.close_codes import CloseCode
+from sidecar.ws.handshake import BY_STATUS, Refusal
+
+if TYPE_CHECKING:
+    from websockets.frames import Frame
+    from websockets.http11 import Response
+    from websockets.typing import LoggerLike
+
+_NO_CLOSE_FRAME: Final = 1006
+_INTERNAL: Final = 1011
+
+
+class EdgeProtocol(ServerProtocol):
+    """One client's protocol. Calls `admit_frame` before a frame is looked at, control frames included.
+
+    `on_fail(code)` is called in the step in which the connection fails, `on_refused(refusal)` when an HTTP answer other
+    than 101 goes out.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_inbound_bytes: int,
+        logger: LoggerLike,
+        admit_frame: Callable[[], bool],
+        on_fail: Callable[[int], None],
+        on_refused: Callable[[Refusal], None],
+    ) -> None:
+        super().__init__(max_size=max_inbound_bytes, logger=logger)
+        self.debug = False  # at DEBUG the library logs the headers that carry tokens
+        self._admit_frame = admit_frame
+        self._on_fail = on_fail
+        self._on_refused = on_refused
+        self._refusal: Refusal | None = None
+
+    def reject(self, status: int, text: str) -> Response:
+        """The library's own rejection, without its text: it repeats what the client sent."""
+        return self.refuse(BY_STATUS.get(int(status), Refusal.INTERNAL))
+
+    def refuse(self, refusal: Refusal) -> Response:
+        """The fixed answer to a refused handshake."""
+        self._refusal = refusal
+        response = super().reject(refusal.status, refusal.body)
+        for name, value in refusal.headers:
+            response.headers[name] = value
+        return response
+
+    def send_response(self, response: Response) -> None:
+        """Send the answer to the handshake; tells of a refusal."""
+        super().send_response(response)
+        if response.status_code != 101:
+            self._on_refused(self._refusal or Refusal.INTERNAL)
+
+    def send_eof(self) -> None:
+        """End the stream; where the library gives up on a request without a word, after a 400."""
+        problem = self.handshake_exc
+        if (
+            self.state is CONNECTING
+            and isinstance(problem, InvalidMessage)
+            and not isinstance(problem.__cause__, EOFError)
+        ):
+            self.writes.append(self.refuse(Refusal.MALFORMED).serialize())
+            self._on_refused(Refusal.MALFORMED)
+        super().send_eof()
+
+    def recv_frame(self, frame: Frame) -> None:
+        """Process one frame unless the client sends too many; the rest of what it sent is then discarded unread."""
+        if not self._admit_frame():
+            self.fail(CloseCode.RATE_LIMITED)
+            raise ProtocolError
+        super().recv_frame(frame)
+
+    def fail(self, code: int, reason: str = "") -> None:
+        """Fail the connection (RFC 6455 §7.1.7) with the catalogue's text; 1011 is never sent."""
+        if code == _INTERNAL:
+            code = CloseCode.PROTOCOL_ERROR
+        super().fail(code, "" if code == _NO_CLOSE_FRAME else CloseCode(code).name.lower())
+        self._on_fail(int(code))

@@ -1,0 +1,34 @@
+"""`sidecar.v1.raw`: payloads as they are, at most once; the context is made in the handshake, ends with its socket."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sidecar.ws.connection import EdgeConnection
+    from sidecar.ws.ports import EdgePorts
+    from sidecar.ws.socket import ClientSocket
+
+
+class RawSession:
+    """Runs one raw client. It is told of nothing but messages: no token, no gap, no error, no draining."""
+
+    def __init__(self, connection: EdgeConnection, socket: ClientSocket, ports: EdgePorts) -> None:
+        self._connection = connection
+        self._socket = socket
+        self._ports = ports
+
+    async def run(self) -> None:
+        """Serve until the connection ends (ConnectionClosed)."""
+        admission, manager = self._connection.admission, self._socket.manager
+        assert admission is not None
+        assert admission.user is not None
+        assert manager is not None
+        manager.lifecycle.register_connection(self._socket, admission.user.expires_at, self._ports.now())
+        self._socket.open()
+        while True:
+            await self._connection.recv()
+            # An inbound message without an id. No agent takes any yet and the protocol has no error frame: it counts
+            # as activity and is dropped.
+            if not self._socket.gone:
+                manager.touch(self._ports.now())
