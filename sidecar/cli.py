@@ -66,6 +66,9 @@ def serve(ctx: click.Context, config_file: Path | None, development: bool) -> No
     else:
         config.validate_for(development=False)
     configure_logging(config.log.format, config.log.level)
+    if development:
+        # The demo agent is a child that execs at once: gRPC, which reads this on import, need not prepare for a fork.
+        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
     from sidecar.app import run
 

@@ -425,7 +425,10 @@ class StreamSettings(_Section):
     """Response streams."""
 
     idle_timeout_s: Seconds = Field(
-        default=120.0, ge=0.1, le=DAY_S, description="Seconds of silence that end a stream."
+        default=120.0,
+        ge=0.1,
+        le=DAY_S,
+        description="Seconds of silence that end a stream. Without effect in this version, which serves no streams.",
     )
 
 
@@ -471,14 +474,6 @@ class LogSettings(_Section):
     )
 
 
-class DrainSettings(_Section):
-    """The orderly end."""
-
-    grace_s: Seconds = Field(
-        default=25.0, ge=0, le=3600, description="Seconds from SIGTERM until what is left is cut off."
-    )
-
-
 def _issuers(value: object) -> object:
     return (value,) if isinstance(value, dict | UserTokenSettings) else _as_tuple(value)
 
@@ -511,7 +506,6 @@ class Config(BaseSettings):
     cluster: ClusterSettings = ClusterSettings()
     audit: AuditSettings = AuditSettings()
     log: LogSettings = LogSettings()
-    drain: DrainSettings = DrainSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -96,7 +96,6 @@ REFUSED = [
     ("[outbox]\nttl_s = -1", "outbox.ttl_s: must be at least 0.1"),
     ("[context_tokens]\nttl_s = 3601", "context_tokens.ttl_s: must be at most 3600"),
     ("[context_tokens]\nttl_s = 0", "context_tokens.ttl_s: must be at least 1"),
-    ("[drain]\ngrace_s = 3601", "drain.grace_s: must be at most 3600"),
     ("[streams]\nidle_timeout_s = 0", "streams.idle_timeout_s: must be at least 0.1"),
     (f'[user_tokens]\nissuer = "{CANARY * 100}"', "user_tokens.issuer: must be at most 1024 characters"),
     (
