@@ -194,9 +194,9 @@ class Sidecar:
         self.rpc.tick(at)
         self._floods.tick()
         self.audit.tick()
-        self._spawn(self._refresh_files())
         if ticks % PRUNE_EVERY_TICKS == 0:
             self._tokens.prune()
+        self._spawn(self._look_after_files())
 
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
         if self._tasks:  # the former look at the files is not done yet
@@ -206,7 +206,7 @@ class Sidecar:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _refresh_files(self) -> None:
+    async def _look_after_files(self) -> None:
         """Follow the token file, rotate the signing key; a problem is told, and what was good stays good."""
         try:
             if await asyncio.to_thread(self._services.refresh):

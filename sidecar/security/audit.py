@@ -103,8 +103,8 @@ class JsonLinesAuditTrail(AuditTrail):
         Raises AuditFileError when the file cannot be used; it is then as it was. A torn last record is cut off, which
         AUDIT_TAIL_REPAIRED {bytes} says. Records may be queued before.
         """
-        file = AuditFile.open(self._path, self._write)
         loop = asyncio.get_running_loop()
+        file = AuditFile.open(self._path, self._write)
         self._ended = loop.create_future()
         self._timer = FlushTimer(loop.call_later, self._writer)
         self._writer.start(file, partial(_hand_over, loop), partial(_hand_over, loop, [self._ended], True))

@@ -31,6 +31,22 @@ from tests.security.forge import NOW, FakeClock, context, hs256, read
 SCOPES = (Scope.SEND, Scope.STATS)
 
 
+class Unhashable(str):
+    """A text that must not be looked up."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        raise AssertionError
+
+
+class BrokenClock(FakeClock):
+    """Does not know the time."""
+
+    def time(self) -> float:
+        raise OverflowError
+
+
 class CountingClock(FakeClock):
     """Counts how often it is asked."""
 
@@ -241,13 +257,18 @@ def test_a_long_token_is_refused_before_it_is_looked_up(authority: ContextTokenA
     token = authority.mint(context(), SCOPES).text
     assert refusal(authority, token + "A" * (4096 - len(token)))[1] is TokenFault.SIGNATURE
     assert refusal(authority, token + "A" * (4097 - len(token)))[1] is TokenFault.TOO_LONG
-    assert refusal(authority, "A" * 1_000_000)[1] is TokenFault.TOO_LONG
+    assert refusal(authority, Unhashable("A" * 1_000_000))[1] is TokenFault.TOO_LONG
     assert authority.cached == 0
 
 
 def test_what_is_no_text_at_all_is_refused(authority: ContextTokenAuthority) -> None:
     anything: Any = authority.mint(context(), SCOPES).text.encode()
     assert refusal(authority, anything) == (ErrorReason.TOKEN_INVALID, TokenFault.MALFORMED)
+
+
+def test_whatever_goes_wrong_the_token_is_refused(keys: ContextTokenKeys) -> None:
+    authority = ContextTokenAuthority(keys, BrokenClock())
+    assert refusal(authority, forged(keys)) == (ErrorReason.TOKEN_INVALID, TokenFault.MALFORMED)
 
 
 # --- time ------------------------------------------------------------------------------------------------------------

@@ -102,6 +102,23 @@ def test_a_start_keeps_only_what_is_still_needed(path: Path, revoked: Revocation
     assert ("old" in again, "f1" in again) == (False, True)
 
 
+def test_of_two_lines_of_a_family_the_later_end_counts(path: Path, revoked: RevocationList) -> None:
+    revoked.flush()
+    path.write_text("".join(f'{{"family":"f1","until":{NOW + end}}}\n' for end in (20, 10)))
+    assert "f1" in RevocationList(path, now=NOW + 15)
+
+
+def test_a_file_written_anew_is_added_to_again(path: Path, revoked: RevocationList) -> None:
+    for until in (NOW + 10, NOW + 20):
+        revoked.add("f1", until)
+        revoked.flush()
+    again = RevocationList(path, now=NOW)
+    written = path.stat().st_ino
+    again.add("f2", NOW + 10)
+    again.flush()
+    assert (path.stat().st_ino, entries(path)) == (written, [("f1", NOW + 20), ("f2", NOW + 10)])
+
+
 def test_the_file_is_made_small_again_while_running(path: Path, revoked: RevocationList) -> None:
     for number in range(SLACK_LINES):
         revoked.add(f"f{number}", NOW + 10)

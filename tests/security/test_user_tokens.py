@@ -221,6 +221,13 @@ def test_each_kind_of_key_verifies_what_it_signed(
         assert refusal(subject, f"{body}.{forged}") == (ErrorReason.TOKEN_INVALID, TokenFault.SIGNATURE)
 
 
+def test_a_key_that_breaks_the_library_verifies_nothing(clock: FakeClock, ec_key: ec.EllipticCurvePrivateKey) -> None:
+    keys = KeySet([VerificationKey(None, frozenset({"ES256"}), object())])
+    token = signed({"alg": "ES256"}, CLAIMS, ec_key)
+    outcome = refusal(verifier(clock, algorithms=("ES256",), keys=keys), token)
+    assert outcome == (ErrorReason.TOKEN_INVALID, TokenFault.MALFORMED)
+
+
 def test_a_token_may_mean_one_key_of_several_only_by_its_name(clock: FakeClock, rsa_key: rsa.RSAPrivateKey) -> None:
     other = rsa.generate_private_key(65537, 2048)
     keys = KeySet(VerificationKey(k, frozenset({"RS256"}), p.public_key()) for k, p in (("a", rsa_key), ("b", other)))
