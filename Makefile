@@ -30,13 +30,14 @@ run: install ## install, then serve in development mode
 test: $(VENV)/.dev ## install, then run the whole suite, warnings as errors (ARGS="..." goes to pytest)
 	$(BIN)/python -W error -m pytest -W error $(ARGS)
 
-check: $(VENV)/.dev ## lint, format, types, layers, and the contract
+check: $(VENV)/.dev ## lint, format, types, layers, the contract, the generated pages
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/generate_proto.py --lint
-	$(MAKE) proto-check
+	$(MAKE) --no-print-directory proto-check
+	$(BIN)/python scripts/generate_configuration_doc.py --check
 
 proto: $(VENV)/.dev ## generate sidecar/api from proto/
 	$(BIN)/python scripts/generate_proto.py
