@@ -1,4 +1,4 @@
-"""Generates sidecar/api from proto/; --check only compares, --lint runs buf over the contract.
+"""Generates sidecar/api from proto/; --check compares and imports them, --lint runs buf over the contract.
 
 Only the standard library is imported: the generators live in .venv-proto, which this script builds from
 scripts/proto-requirements.txt, and buf in build/buf, which npm fills from scripts/buf. Both are pinned by hash.
@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,8 +26,10 @@ GOOGLEAPIS = ROOT / "build" / "googleapis"
 BUF_SOURCE = ROOT / "scripts" / "buf"
 BUF = ROOT / "build" / "buf"
 
+Command = list[str | Path]
 
-class Failed(Exception):  # noqa: N818 - the script's own way out, with what to print
+
+class Failed(Exception):
     """The run cannot go on; the text is for the developer."""
 
 
@@ -59,7 +61,7 @@ def generate(folder: Path) -> Path:
     plugins = [f"--plugin={name}={ENVIRONMENT / 'bin' / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")]
     protos = sorted(str(path.relative_to(PROTO)) for path in PROTO.rglob("*.proto"))
     services = [proto for proto in protos if proto.endswith("_service.proto")]
-    protoc = [PYTHON, "-m", "grpc_tools.protoc", f"-I{PROTO}", f"-I{GOOGLEAPIS}", *plugins]
+    protoc: Command = [PYTHON, "-m", "grpc_tools.protoc", f"-I{PROTO}", f"-I{GOOGLEAPIS}", *plugins]
     run([*protoc, f"--python_out={folder}", f"--mypy_out=quiet:{folder}", *protos])
     run([*protoc, f"--grpc_python_out={folder}", f"--mypy_grpc_out=quiet:{folder}", *services])
     return folder / STUBS
@@ -79,13 +81,20 @@ def write(generated: Path) -> int:
 
 
 def check(generated: Path) -> int:
-    """Name the tree's stubs that are not those of `generated`; returns the exit code."""
+    """Name the tree's stubs that are not those of `generated`; returns the exit code.
+
+    Stubs that are current are imported here too, on the oldest protobuf and grpcio that they are for; the test suite
+    imports them on the newest.
+    """
     found = differences(generated, ROOT / STUBS)
     for name, kind in found.items():
         print(f"{kind}: {STUBS / name}", file=sys.stderr)
     if found:
         print("sidecar/api is not what proto/ generates: run python scripts/generate_proto.py", file=sys.stderr)
-    return 1 if found else 0
+        return 1
+    modules = sorted(path.stem for path in generated.glob("*_pb2*.py"))
+    run([PYTHON, "-B", "-W", "error", "-c", "\n".join(f"import sidecar.api.v1.{module}" for module in modules)])
+    return 0
 
 
 def differences(generated: Path, present: Path) -> dict[str, str]:
@@ -138,7 +147,7 @@ def prepare_environment() -> None:
     def install() -> None:
         print("building .venv-proto", file=sys.stderr)
         run([sys.executable, "-m", "venv", "--clear", ENVIRONMENT])
-        pip = [PYTHON, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet"]
+        pip: Command = [PYTHON, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet"]
         run([*pip, "--require-hashes", "--only-binary", ":all:", "-r", REQUIREMENTS])
 
     once(ENVIRONMENT / ".requirements", [REQUIREMENTS], install)
@@ -146,7 +155,7 @@ def prepare_environment() -> None:
 
 def prepare_googleapis() -> None:
     """Copy the google/rpc files of the installed googleapis-common-protos to where protoc and buf find them."""
-    command = [PYTHON, "-c", "import google.rpc; print(*google.rpc.__path__)"]
+    command: Command = [PYTHON, "-c", "import google.rpc; print(*google.rpc.__path__)"]
     installed = Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
     target = GOOGLEAPIS / "google" / "rpc"
     target.mkdir(parents=True, exist_ok=True)
@@ -179,10 +188,10 @@ def once(stamp: Path, inputs: list[Path], install: Callable[[], None]) -> None:
         stamp.write_text(digest, encoding="ascii")
 
 
-def run(command: Sequence[str | Path], *, quiet: bool = False) -> None:
-    """Run one program to its end; raises Failed where it does not succeed. `quiet` keeps its standard output back."""
+def run(command: Command, *, quiet: bool = False) -> None:
+    """Run one program in the checkout; raises Failed where it does not succeed. `quiet` drops its standard output."""
     try:
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL if quiet else None)
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL if quiet else None)
     except subprocess.CalledProcessError as error:
         raise Failed(f"{Path(command[0]).name} ended with {error.returncode}") from None
 

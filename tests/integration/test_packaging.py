@@ -1,4 +1,4 @@
-"""ws-sidecar and ws-sidecar-api share the package `sidecar`, and no file of it: every mix of wheel and editable works."""
+"""ws-sidecar and ws-sidecar-api share the package `sidecar` and no file of it: wheels and editable installs mix."""
 
 import os
 import subprocess

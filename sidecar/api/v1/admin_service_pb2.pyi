@@ -97,9 +97,9 @@ class GetSecurityStatsResponse(google.protobuf.message.Message):
     isolation_violations_detected: builtins.int
     """Calls refused with ISOLATION_VIOLATION."""
     unauthorized_access_attempts: builtins.int
-    """Attempts without a good token, over gRPC or WebSocket."""
+    """Calls and connections refused for want of a good token, or of one that allows them."""
     context_validation_failures: builtins.int
-    """Handshakes and first frames that made no valid context."""
+    """Handshakes and context tokens that stood for no valid context: not good, or of one that has ended."""
     resource_limit_enforcements: builtins.int
     """How often a context was refused or ended because of a limit."""
     audit_events_logged: builtins.int

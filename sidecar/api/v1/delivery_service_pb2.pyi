@@ -281,7 +281,7 @@ class DeliverRequest(google.protobuf.message.Message):
     @typing.final
     class OpenLane(google.protobuf.message.Message):
         """Opens a lane; answered by lane_opened or lane_error. On an open lane, the same isolation key renews its token, another
-        key is refused and changes nothing. Messages may follow without waiting for the answer.
+        key is refused with ISOLATION_VIOLATION and changes nothing. Messages may follow without waiting for the answer.
         """
 
         DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -292,7 +292,7 @@ class DeliverRequest(google.protobuf.message.Message):
         EXPECTED_USER_ID_FIELD_NUMBER: builtins.int
         REPORT_ACKNOWLEDGED_FIELD_NUMBER: builtins.int
         lane: builtins.int
-        """The lane's number, chosen by the client. At most 1,024 lanes are open on a stream."""
+        """The lane's number, chosen by the client. At most 1,024 lanes a stream; one more is refused with BAD_REQUEST."""
         isolation_key: builtins.str
         """The context's isolation key. Required."""
         context_token: builtins.str
@@ -321,7 +321,7 @@ class DeliverRequest(google.protobuf.message.Message):
         ITEMS_FIELD_NUMBER: builtins.int
         @property
         def items(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DeliverRequest.LaneMessage]:
-            """The messages. At most 1,000."""
+            """The messages. At most 1,000; a frame with more is BAD_REQUEST and ends the stream."""
 
         def __init__(
             self,
