@@ -37,7 +37,6 @@ class FlushTimer:
         """Something was queued."""
         if self._timer is None:
             self._tried = -1  # Whatever there is to do, it has not been waiting for an interval yet.
-            self._interval_s = FLUSH_INTERVAL_S
             self._timer = self._call_later(self._interval_s, self._fire)
 
     def cancel(self) -> None:

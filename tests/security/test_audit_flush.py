@@ -46,13 +46,23 @@ class FakeLoop:
         self._loop.close()
 
 
+class WatchedWriter(AuditWriter):
+    """Counts how often the loop stepped aside."""
+
+    stalls = 0
+
+    def give_way(self, timeout_s: float) -> None:
+        self.stalls += 1
+        super().give_way(timeout_s)
+
+
 class Trail:
     """A writer with its timer, and no loop."""
 
     def __init__(self, path: Path) -> None:
         self.loop = FakeLoop()
         self.disk = Disk()
-        self.writer = AuditWriter("boot", FakeClock())
+        self.writer = WatchedWriter("boot", FakeClock())
         self.timer = FlushTimer(self.loop.call_later, self.writer)
         self._path = path
         self._file: AuditFile | None = None
@@ -107,8 +117,19 @@ def test_a_thread_that_keeps_up_is_not_waited_for(trail: Trail) -> None:
         trail.queue()
         trail.writer.wake()
         trail.wait()
+    trail.writer.stalls = 0
     trail.loop.fire()
+    assert trail.writer.stalls == 0
     assert not trail.loop.armed
+
+
+def test_a_thread_told_a_moment_ago_is_not_late(trail: Trail) -> None:
+    trail.queue()
+    trail.writer.wake()
+    trail.loop.fire()
+    assert trail.writer.stalls == 0
+    trail.loop.fire()
+    assert trail.writer.stalls == 1
 
 
 def test_the_loop_steps_aside_for_a_thread_that_made_no_step(trail: Trail) -> None:
@@ -116,9 +137,13 @@ def test_the_loop_steps_aside_for_a_thread_that_made_no_step(trail: Trail) -> No
     trail.loop.fire()  # Told now, and not yet late.
     assert trail.loop.delays == [FLUSH_INTERVAL_S] * 2
     assert trail.writer.behind
+    trail.disk.hold()
     trail.start()
+    trail.loop.fire()  # It is late: this waits for it.
+    assert trail.writer.stalls == 1
+    trail.disk.gate.set()
     while trail.loop.armed:
-        trail.loop.fire()  # It is late: this waits for it.
+        trail.loop.fire()
     assert trail.writer.written == 1
 
 

@@ -71,6 +71,18 @@ def test_never_more_than_ten_in_any_second(trail: RecordingTrail, refusals: Refu
     assert all(later - earlier >= 1.0 for earlier, later in zip(times, times[10:], strict=False))
 
 
+@pytest.mark.parametrize(("later", "singles"), [(0.9375, 10), (1.0, 11)])
+def test_the_first_of_ten_is_forgotten_after_a_second(
+    trail: RecordingTrail, refusals: Refusals, clock: FakeClock, later: float, singles: int
+) -> None:
+    flood(refusals, ATTACKER, 1)
+    clock.advance(0.5)
+    flood(refusals, ATTACKER, 9)
+    clock.advance(later - 0.5)
+    flood(refusals, ATTACKER, 2)
+    assert len(trail.take()) == singles
+
+
 def test_a_long_flood_is_one_record_a_second_and_counts_all(
     trail: RecordingTrail, refusals: Refusals, clock: FakeClock
 ) -> None:
