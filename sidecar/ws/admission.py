@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import structlog
 from websockets.typing import Subprotocol
 
 from sidecar.core.errors import ErrorReason, ResourceExhausted, SidecarError, Unauthenticated, Unavailable
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from sidecar.core.identity import VerifiedUser
     from sidecar.ws.connection import EdgeConnection
     from sidecar.ws.ports import EdgePorts
+
+
+_logger = structlog.get_logger("sidecar.ws")
 
 
 class Admission(NamedTuple):
@@ -64,6 +68,9 @@ class Doorkeeper:
         except Refused as refused:
             connection.fault = refused.fault
             return connection.refuse(refused.refusal)
+        except Exception as error:  # noqa: BLE001 - the library would log its text
+            _logger.error("handshake failed", error=type(error).__name__)
+            return connection.refuse(Refusal.INTERNAL)
         finally:
             request.headers.clear()
             request.path = PATH
@@ -122,9 +129,11 @@ class Doorkeeper:
             manager = open_context(ports, socket, admission, user, self._raw_encoder, ends_with_socket=True)
             await ports.audit.grant(opened_record(manager, socket, admission))
         except SidecarError as error:
+            if socket.manager is not None:
+                socket.manager.end(error.reason.value.lower(), None, ports.now())
             raise Refused(_refusal_of(error)) from None
         if socket.gone or manager.ended:
-            raise Refused(Refusal.DRAINING if ports.factory.draining else Refusal.USER_LIMIT)
+            raise Refused(Refusal.CONTEXT_ENDED)
         return manager.context.connection_id
 
 

@@ -60,7 +60,7 @@ class EdgeConnection(ServerConnection):
             max_inbound_bytes=settings.max_inbound_bytes,
             logger=logger,
             admit_frame=self._admit_frame,
-            on_fail=self._left_open,
+            on_fail=self._failed,
             on_refused=lambda refusal: on_refused(self, refusal),
         )
         super().__init__(
@@ -80,6 +80,7 @@ class EdgeConnection(ServerConnection):
         self.fault: str | None = None
         self._clock = clock
         self._on_made = on_made
+        self._on_refused = on_refused
         self._on_handshake_over = on_handshake_over
         now = clock.monotonic()
         self._now = now
@@ -93,6 +94,11 @@ class EdgeConnection(ServerConnection):
         """The opening handshake; `on_handshake_over` is called however it ends."""
         try:
             await super().handshake(*args, **kwargs)
+        except asyncio.CancelledError:  # the library's time-out, or the edge's end
+            if self._protocol.refusal is None:
+                self._on_refused(self, Refusal.HANDSHAKE_TIMEOUT)
+            self.abort()
+            raise
         finally:
             self._on_handshake_over(self)
 
@@ -192,6 +198,13 @@ class EdgeConnection(ServerConnection):
         if state is not OPEN and state is not CONNECTING:
             received = self.protocol.close_rcvd
             self._left_open(_NO_CLOSE_FRAME if received is None else received.code)
+
+    def _failed(self, code: int) -> None:
+        if self.protocol.state is CONNECTING:
+            if code != _NO_CLOSE_FRAME and self._protocol.refusal is None:
+                self._on_refused(self, Refusal.MALFORMED)
+            self.abort()
+        self._left_open(code)
 
     def _left_open(self, code: int) -> None:
         """The connection is no longer open; `code` counts only the first time, when it says why."""

@@ -84,6 +84,7 @@ class WebSocketEdge:
         self._open: set[EdgeConnection] = set()
         self._server: Server | None = None
         self._stopping = False
+        self._port: int | None = None
         # Above DEBUG and INFO: the audit trail says who came and went, and at DEBUG the library logs tokens.
         self._library_logger = logging.getLogger("websockets.server")
 
@@ -92,9 +93,9 @@ class WebSocketEdge:
 
     @property
     def port(self) -> int:
-        """The port that is listened on, once started."""
-        assert self._server is not None
-        return int(next(iter(self._server.sockets)).getsockname()[1])
+        """The port that is or was listened on, once started."""
+        assert self._port is not None
+        return self._port
 
     @property
     def connections(self) -> int:
@@ -118,6 +119,7 @@ class WebSocketEdge:
             logger=self._library_logger,
             backlog=_BACKLOG,
         )
+        self._port = int(next(iter(self._server.sockets)).getsockname()[1])
 
     def stop_accepting(self) -> None:
         """Listen no more; handshakes under way are answered 503. Idempotent."""
@@ -126,7 +128,7 @@ class WebSocketEdge:
             self._server.close(close_connections=False)
 
     async def close(self) -> None:
-        """Stop accepting, tell every client (`draining`, then 1012), wait for them, then abort. Idempotent.
+        """Stop accepting, tell every client (`draining`, then 1012), wait for them, then cancel. Idempotent.
 
         Bounded by `close_timeout_s` and one second more. Contexts of the JSON protocol are left detached: ending them
         is the factory's.
@@ -143,8 +145,9 @@ class WebSocketEdge:
             async with asyncio.timeout(self._settings.close_timeout_s + 1.0):
                 await self._server.wait_closed()
         except TimeoutError:
-            for connection in (*self._half_open, *self._open):
-                connection.abort()
+            # Every transport has been aborted by its own deadline: what is left waits for something else.
+            for task in tuple(self._server.handler_tasks):
+                task.cancel()
             await self._server.wait_closed()
 
     # One connection, in the order of its life
@@ -167,14 +170,20 @@ class WebSocketEdge:
 
     def _refused(self, connection: EdgeConnection, refusal: Refusal) -> None:
         self._doorkeeper.refused(connection, refusal)
+        self._end_unopened(connection)
 
     def _handshake_over(self, connection: EdgeConnection) -> None:
-        """Upgraded, refused, given up or timed out: a context made for it must not outlive a failed one."""
+        """Upgraded, refused, given up or timed out."""
         self._half_open.discard(connection)
-        socket = connection.socket
         if connection.is_open:
             self._open.add(connection)
-        elif socket is not None and socket.manager is not None:
+        else:
+            self._end_unopened(connection)
+
+    def _end_unopened(self, connection: EdgeConnection) -> None:
+        """A context made for a handshake does not outlive its failure."""
+        socket = connection.socket
+        if socket is not None and socket.manager is not None:
             socket.manager.end("handshake_failed", None, self._ports.now())
 
     def _is_full(self) -> bool:
@@ -192,24 +201,20 @@ class WebSocketEdge:
             pass
         except Exception as error:  # noqa: BLE001 - one client's trouble stays its own
             _logger.error("session failed", error=type(error).__name__, attach_id=socket.attach_id)
-            self._end_session(socket)
+            self._close_socket(socket, CloseCode.GOING_AWAY)  # it may come back
         finally:
             await connection.wait_closed()
             self._open.discard(connection)
-
-    def _end_session(self, socket: ClientSocket) -> None:
-        """Close a socket whose session cannot go on; its client may come back."""
-        close = catalogued(CloseCode.GOING_AWAY)
-        if socket.manager is not None and not socket.manager.ended:
-            socket.manager.close_connection(socket, close, self._ports.now())
-        socket.close(close)
 
     def _send_away(self, connection: EdgeConnection) -> None:
         socket = connection.socket
         assert socket is not None
         spread = int(self._ports.randomness(4), 16) % RECONNECT_SPREAD_MS
         socket.notify(Draining(reconnect_in_ms=spread))
-        close = catalogued(CloseCode.RESTART)
+        self._close_socket(socket, CloseCode.RESTART)
+
+    def _close_socket(self, socket: ClientSocket, code: CloseCode) -> None:
+        close = catalogued(code)
         if socket.manager is not None and not socket.manager.ended:
             socket.manager.close_connection(socket, close, self._ports.now())
         socket.close(close)

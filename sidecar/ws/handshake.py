@@ -33,7 +33,10 @@ _MAX_METADATA_CHARACTERS: Final = 256
 
 
 class Refusal(Enum):
-    """Every answer but 101: its status and its fixed body. The name in lower case is the audit trail's reason."""
+    """Every answer but 101: its status and its fixed body. The name in lower case is the audit trail's reason.
+
+    HANDSHAKE_TIMEOUT is only recorded: a connection that has not made its request gets no answer.
+    """
 
     MALFORMED = 400, "malformed request\n"
     NO_HOST = 400, "exactly one Host is required\n"
@@ -44,6 +47,7 @@ class Refusal(Enum):
     ORIGIN = 403, "origin not allowed\n"
     NOT_FOUND = 404, "not found\n"
     METHOD = 405, "method not allowed\n"
+    HANDSHAKE_TIMEOUT = 408, ""
     URL_TOO_LONG = 414, "request line too long\n"
     UPGRADE_REQUIRED = 426, "a WebSocket upgrade is required\n"
     USER_LIMIT = 429, "a limit of this user is reached\n"
@@ -53,6 +57,7 @@ class Refusal(Enum):
     DRAINING = 503, "draining\n"
     FULL = 503, "too many connections\n"
     AUDIT_UNAVAILABLE = 503, "unavailable\n"
+    CONTEXT_ENDED = 503, "the context has ended\n"
     HTTP_VERSION = 505, "HTTP/1.1 is required\n"
 
     @property

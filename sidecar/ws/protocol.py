@@ -45,7 +45,7 @@ class EdgeProtocol(ServerProtocol):
         self._admit_frame = admit_frame
         self._on_fail = on_fail
         self._on_refused = on_refused
-        self._refusal: Refusal | None = None
+        self.refusal: Refusal | None = None
 
     def reject(self, status: int, text: str) -> Response:
         """The library's own rejection, without its text: it repeats what the client sent."""
@@ -53,7 +53,7 @@ class EdgeProtocol(ServerProtocol):
 
     def refuse(self, refusal: Refusal) -> Response:
         """The fixed answer to a refused handshake."""
-        self._refusal = refusal
+        self.refusal = refusal
         response = super().reject(refusal.status, refusal.body)
         for name, value in refusal.headers:
             response.headers[name] = value
@@ -63,7 +63,7 @@ class EdgeProtocol(ServerProtocol):
         """Send the answer to the handshake; tells of a refusal."""
         super().send_response(response)
         if response.status_code != 101:
-            self._on_refused(self._refusal or Refusal.INTERNAL)
+            self._on_refused(self.refusal or Refusal.INTERNAL)
 
     def send_eof(self) -> None:
         """End the stream; where the library gives up on a request without a word, after a 400."""
@@ -78,7 +78,12 @@ class EdgeProtocol(ServerProtocol):
         super().send_eof()
 
     def recv_frame(self, frame: Frame) -> None:
-        """Process one frame unless the client sends too many; the rest of what it sent is then discarded unread."""
+        """Process one frame unless the client sends too many; the rest of what it sent is then discarded unread.
+
+        A frame before the 101 is an error (RFC 6455 §4.1): the library would answer it ahead of the handshake.
+        """
+        if self.state is CONNECTING:
+            raise ProtocolError
         if not self._admit_frame():
             self.fail(CloseCode.RATE_LIMITED)
             raise ProtocolError

@@ -39,5 +39,5 @@ class WebSocketSettings:
     trusted_proxies: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.bytes_per_second < self.max_inbound_bytes:
+        if 0 < self.bytes_per_second < self.max_inbound_bytes:
             raise ValueError("bytes_per_second must not be below max_inbound_bytes")
