@@ -15,7 +15,7 @@ from sidecar.api.v1 import (
 from sidecar.api.v1.types_pb2 import Message
 
 user_id, text = sys.argv[1:3]
-metadata = [("x-context-token", os.environ["CONTEXT_TOKEN"])]
+metadata = (("x-context-token", os.environ["CONTEXT_TOKEN"]),)
 with grpc.insecure_channel(os.environ.get("SIDECAR_GRPC_ENDPOINT", "127.0.0.1:50051")) as channel:
     contexts = context_service_pb2_grpc.ContextServiceStub(channel)
     deliveries = delivery_service_pb2_grpc.DeliveryServiceStub(channel)

@@ -26,11 +26,17 @@ const make = (tag, className, text = "", attributes = {}) => {
   return made;
 };
 
-/** Runs `change` and keeps the view at the end if it was there. */
-const keepingTheEnd = (view, change) => {
-  const atEnd = view.scrollHeight - view.scrollTop - view.clientHeight < 48;
-  change();
-  if (atEnd) view.scrollTop = view.scrollHeight;
+/** Keeps a view at its end, however it or its content grows or shrinks, until somebody scrolls away from there. */
+const followTheEnd = (view) => {
+  let following = true;
+  const follow = () => {
+    if (following) view.scrollTop = view.scrollHeight;
+  };
+  view.addEventListener("scroll", () => {
+    following = view.scrollHeight - view.scrollTop - view.clientHeight < 48;
+  });
+  new ResizeObserver(follow).observe(view);
+  new MutationObserver(follow).observe(view, { childList: true, subtree: true, characterData: true });
 };
 
 const fetchJson = async (url, options) => {
@@ -101,10 +107,8 @@ class Conversation {
     answer.first ??= sequence;
     answer.last = sequence;
     answer.words += 1;
-    keepingTheEnd(this.#view, () => {
-      answer.text.append(make("span", "word", text));
-      answer.note.textContent = this.#range(answer);
-    });
+    answer.text.append(make("span", "word", text));
+    answer.note.textContent = this.#range(answer);
   }
 
   done(id, sequence) {
@@ -118,10 +122,8 @@ class Conversation {
   failed(id, text) {
     const answer = this.#answers.get(id);
     if (!answer) return; // it was answered before
-    keepingTheEnd(this.#view, () => {
-      answer.note.textContent = text;
-      this.#finish(id, answer, "failed");
-    });
+    answer.note.textContent = text;
+    this.#finish(id, answer, "failed");
   }
 
   note(text) {
@@ -157,7 +159,7 @@ class Conversation {
   }
 
   #append(entry) {
-    keepingTheEnd(this.#view, () => this.#view.append(entry));
+    this.#view.append(entry);
     while (this.#view.children.length > MAX_ENTRIES) this.#view.children[1].remove();
   }
 }
@@ -174,10 +176,8 @@ class Log {
       make("b", "", frame.type),
       make("span", "members", this.#describe(frame)),
     );
-    keepingTheEnd(this.#view, () => {
-      this.#view.append(row);
-      if (this.#view.children.length > MAX_LOG_ROWS) this.#view.firstElementChild.remove();
-    });
+    this.#view.append(row);
+    if (this.#view.children.length > MAX_LOG_ROWS) this.#view.firstElementChild.remove();
   }
 
   #describe(frame) {
@@ -273,6 +273,7 @@ const start = async (user) => {
   const conversation = new Conversation();
   const tabs = new Tabs(user);
   const log = new Log();
+  for (const id of ["messages", "log"]) followTheEnd(element(id));
   new AttackCard(user, tabs, agent);
 
   const ask = async (question) => {

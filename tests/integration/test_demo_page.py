@@ -1,0 +1,381 @@
+"""The demo page in a real browser, against `sidecar serve --dev`: two users in two tabs, and an attack that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import pytest
+from playwright.async_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    ViewportSize,
+    WebSocketRoute,
+    async_playwright,
+    expect,
+)
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = shutil.which(os.environ.get("SIDECAR_TEST_CHROMIUM", "chromium"))
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+START_TIMEOUT_S = 30.0
+ANSWER_TIMEOUT_MS = 30_000
+WIDE: ViewportSize = {"width": 1280, "height": 800}
+NARROW: ViewportSize = {"width": 360, "height": 740}
+
+# Records, from before the page's own scripts run, every text the answers ever showed and every frame that came in.
+RECORDER = """
+  window.seen = { texts: [], frames: [] };
+  const OwnWebSocket = WebSocket;
+  window.WebSocket = class extends OwnWebSocket {
+    constructor(...rest) {
+      super(...rest);
+      window.socket = this;
+      this.addEventListener("message", ({ data }) => window.seen.frames.push(JSON.parse(data)));
+    }
+  };
+  document.addEventListener("DOMContentLoaded", () => {
+    const look = () => {
+      const texts = document.querySelectorAll("[data-testid=answer-text]");
+      if (texts.length) window.seen.texts.push(texts[texts.length - 1].textContent);
+    };
+    new MutationObserver(look).observe(document.body, { childList: true, subtree: true });
+  });
+"""
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
+
+
+class Demo(NamedTuple):
+    """A running `sidecar serve --dev`."""
+
+    url: str
+    audit_path: Path
+
+    def audit_records(self, event: str) -> list[dict[str, Any]]:
+        """The whole records of that event so far."""
+        *lines, _ = self.audit_path.read_text().split("\n")
+        return [record for record in map(json.loads, lines) if record["event"] == event]
+
+
+def lacking(what: str) -> NoReturn:
+    """Skip by name; fail where nothing may be skipped."""
+    if os.environ.get("SIDECAR_TEST_NO_SKIP") == "1":
+        pytest.fail(f"{what} is missing")
+    pytest.skip(f"{what} is missing")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    folder = tmp_path_factory.mktemp("demo")
+    loopback = "127.0.0.1:0"
+    environment = os.environ | {
+        "SIDECAR_WEBSOCKET__LISTEN": loopback,
+        "SIDECAR_GRPC__LISTEN": loopback,
+        "SIDECAR_OPS__LISTEN": loopback,
+        "SIDECAR_AUDIT__PATH": str(folder / "audit.jsonl"),
+    }
+    command = [sys.executable, "-m", "sidecar", "serve", "--dev"]
+    with (folder / "errors").open("w+") as errors:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True, bufsize=1
+        )
+        try:
+            yield Demo(_page_url(process, folder / "errors"), folder / "audit.jsonl")
+        finally:
+            process.send_signal(signal.SIGTERM)
+            _, code = process.communicate(timeout=30), process.returncode
+        assert code == 0, (folder / "errors").read_text()
+
+
+def _page_url(process: subprocess.Popen[str], errors: Path) -> str:
+    """The address on the line `open http://…` of its output."""
+    assert process.stdout is not None
+    kill = threading.Timer(START_TIMEOUT_S, process.kill)
+    kill.start()
+    try:
+        for line in process.stdout:
+            if line.startswith("open http://127.0.0.1:"):
+                return line.removeprefix("open ").strip()
+    finally:
+        kill.cancel()
+    raise AssertionError(f"no page to open: {errors.read_text()}")
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    if CHROMIUM is None:
+        lacking("chromium")
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=CHROMIUM_FLAGS)
+        try:
+            yield browser
+        finally:
+            await browser.close()
+
+
+class Tab:
+    """One user's tab, and everything its browser complained about."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.complaints: list[str] = []
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("console", self._note)
+
+    def __getitem__(self, test_id: str) -> Any:
+        return self.page.get_by_test_id(test_id)
+
+    def _note(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.complaints.append(message.text)
+
+    async def open(self, url: str) -> None:
+        await self.page.add_init_script(RECORDER)
+        await self.page.goto(url)
+
+    async def connected(self) -> None:
+        await expect(self["state"]).to_have_attribute("data-state", "connected")
+
+    async def ask(self, question: str) -> None:
+        await self["question"].fill(question)
+        await self["ask"].click()
+
+    async def answered(self, count: int = 1) -> str:
+        """The last of so many finished answers."""
+        done = self.page.locator("[data-testid=answer][data-state=done]")
+        await expect(done).to_have_count(count, timeout=ANSWER_TIMEOUT_MS)
+        return str(await done.last.get_by_test_id("answer-text").text_content())
+
+    async def attack(self) -> tuple[str, str]:
+        """Press the button; the code and the reason shown."""
+        await self["attack-send"].click()
+        await expect(self["attack-code"]).to_be_visible()
+        return await self["attack-code"].text_content(), await self["attack-reason"].text_content()
+
+    async def frames(self, kind: str) -> list[dict[str, Any]]:
+        """The frames of a type that its sockets have received."""
+        frames = await self.page.evaluate("window.seen.frames")
+        return [frame for frame in frames if frame["type"] == kind]
+
+
+async def open_tab(context: BrowserContext, demo: Demo, user: str) -> Tab:
+    tab = Tab(await context.new_page())
+    await tab.open(f"{demo.url}?user={user}")
+    await tab.connected()
+    return tab
+
+
+async def test_two_users_chat_apart_and_cannot_reach_each_other(demo: Demo, browser: Browser, tmp_path: Path) -> None:
+    context = await browser.new_context(viewport=WIDE, color_scheme="light")
+    alice = await open_tab(context, demo, "alice")
+    bob = await open_tab(context, demo, "bob")
+    assert re.fullmatch(r"\S{8}…", await alice["connection-id"].text_content())
+
+    await alice.ask("where are my apples?")
+    await bob.ask("where are my bananas?")
+    answers = {"alice": await alice.answered(), "bob": await bob.answered()}
+
+    for tab, user, question in ((alice, "alice", "where are my apples?"), (bob, "bob", "where are my bananas?")):
+        answer = answers[user]
+        assert answer.startswith(f"Hello {user}. You asked: “{question}” ")
+        await assert_streamed(tab, answer)
+    for tab, foreign in ((alice, ("bob", "bananas")), (bob, ("alice", "apples"))):
+        shown = await tab["messages"].text_content() + json.dumps(await tab.frames("message"))
+        assert not any(word in shown for word in foreign)
+
+    await assert_attack_fails(alice, bob, demo)
+    for tab in (alice, bob):
+        (welcome,) = await tab.frames("welcome")
+        page = await tab.page.content()
+        assert not any(welcome[secret] in page for secret in ("context_token", "resume_token"))
+    await alice.page.bring_to_front()
+    await alice.page.screenshot(path=tmp_path / "alice.png", full_page=True)
+    assert (alice.complaints, bob.complaints) == ([], [])
+    await context.close()
+
+
+async def assert_streamed(tab: Tab, answer: str) -> None:
+    """The answer grew word by word, one message a word, sequences without holes, each acknowledged in the end."""
+    words = answer.split(" ")[:-1]
+    frames = await tab.frames("message")
+    assert [frame["data"]["text"] for frame in frames[:-1]] == [f"{word} " for word in words]
+    assert frames[-1]["event"] == "agent.done"
+    assert [frame["sequence"] for frame in frames] == list(range(1, len(words) + 2))
+    steps = list(dict.fromkeys(await tab.page.evaluate("window.seen.texts")))
+    assert len(steps) > len(words) // 2
+    assert all(later.startswith(earlier) for earlier, later in pairwise(steps))
+    await expect(tab["log"].locator("[data-type=ack]").last).to_contain_text(str(len(frames)))
+
+
+async def assert_attack_fails(alice: Tab, bob: Tab, demo: Demo) -> None:
+    """Alice's token opens neither Bob's key nor one that nobody has; she is told the same, and Bob sees nothing."""
+    (welcome,) = await bob.frames("welcome")
+    await expect(alice["attack-key"]).to_have_value(welcome["isolation_key"])
+    before = len(await bob.frames("message"))
+    assert await alice.attack() == ("PERMISSION_DENIED", "ISOLATION_VIOLATION")
+    await expect(alice["attack-source"]).to_have_text("told by the tab of Bob")
+    meaning = await alice["attack-meaning"].text_content()
+
+    await alice["attack-key"].fill("0" * 64)
+    assert await alice.attack() == ("PERMISSION_DENIED", "ISOLATION_VIOLATION")
+    assert await alice["attack-meaning"].text_content() == meaning
+
+    await bob.ask("did anything come?")
+    await bob.answered(2)
+    frames = (await bob.frames("message"))[before:]
+    assert {frame["event"] for frame in frames} == {"agent.word", "agent.done"}
+    assert len(demo.audit_records("isolation_violation")) == 2
+
+
+async def test_alone_a_made_up_key_gets_the_same_answer(demo: Demo, browser: Browser) -> None:
+    context = await browser.new_context()
+    tab = await open_tab(context, demo, "carol")
+    assert re.fullmatch(r"[0-9a-f]{64}", await tab["attack-key"].input_value())
+    await expect(tab["attack-source"]).to_have_text("a random key, which nobody has")
+    assert await tab.attack() == ("PERMISSION_DENIED", "ISOLATION_VIOLATION")
+    (welcome,) = await tab.frames("welcome")
+    await tab["attack-key"].fill(welcome["isolation_key"])
+    await tab["attack-send"].click()
+    await expect(tab["attack-code"]).to_have_text("OK")
+    await expect(tab["messages"]).to_contain_text('agent.attack: {"from":"carol"}')
+    assert tab.complaints == []
+    await context.close()
+
+
+async def test_a_lost_connection_comes_back_by_itself(demo: Demo, browser: Browser) -> None:
+    context = await browser.new_context()
+    tab = await open_tab(context, demo, "dave")
+    await tab.page.evaluate("window.socket.close(3000)")
+    await expect(tab["log"].locator("[data-type=welcome]")).to_have_count(2, timeout=ANSWER_TIMEOUT_MS)
+    await tab.connected()
+    await tab.ask("are you still there?")
+    assert (await tab.answered()).startswith("Hello dave.")
+    assert tab.complaints == []
+    await context.close()
+
+
+async def test_a_final_close_is_told_and_stays(demo: Demo, browser: Browser) -> None:
+    context = await browser.new_context()
+    tab = await open_tab(context, demo, "erin")
+    await tab.page.evaluate("window.socket.send('no frame')")
+    await expect(tab["state"]).to_have_text("closed: 4500 bad_frame")
+    await expect(tab["ask"]).to_be_disabled()
+    await expect(tab["attack-send"]).to_be_disabled()
+    assert len(await tab.frames("welcome")) == 1
+    await context.close()
+
+
+async def test_follows_what_the_sidecar_announces(demo: Demo, browser: Browser) -> None:
+    """A scripted server in place of the sidecar's: the renewals and the drain that a real one makes hours apart."""
+    context = await browser.new_context()
+    tab = Tab(await context.new_page())
+    sockets: asyncio.Queue[WebSocketRoute] = asyncio.Queue()
+    sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    def accept(socket: WebSocketRoute) -> None:
+        socket.on_message(lambda frame: sent.put_nowait(json.loads(frame)))
+        sockets.put_nowait(socket)
+
+    async def welcome(recovery: str, sequence: int) -> tuple[WebSocketRoute, dict[str, Any]]:
+        socket, hello = await asyncio.wait_for(sockets.get(), 10), await asyncio.wait_for(sent.get(), 10)
+        names = ("connection_id", "isolation_key", "context_token", "resume_token")
+        ids = {name: f"{name}-{recovery}" for name in names}
+        socket.send(json.dumps({"type": "welcome", "recovery": recovery, "sequence": sequence, **ids}))
+        await tab.connected()
+        return socket, hello
+
+    await context.route_web_socket("ws://**", accept)
+    await tab.page.goto(f"{demo.url}?user=heidi")
+    socket, hello = await welcome("new", 0)
+    assert hello.keys() == {"type", "token"}
+
+    socket.send('{"type":"token_expiring","expires_at":1}')
+    refresh = await asyncio.wait_for(sent.get(), 10)
+    assert (refresh["type"], refresh["token"].count(".")) == ("refresh", 2)
+
+    socket.send('{"type":"context_token","context_token":"renewed","expires_at":2}')
+    async with tab.page.expect_request("**/attack") as asking:
+        await tab["attack-send"].click()
+    assert (await asking.value).headers["x-context-token"] == "renewed"
+    await expect(tab["attack-reason"]).to_have_text("TOKEN_INVALID")
+
+    socket.send('{"type":"later_invention"}')
+    socket.send('{"type":"message","sequence":1,"id":"m","event":"news","content_type":"json","data":7}')
+    socket.send('{"type":"gap","from":2,"to":4,"reason":"evicted"}')
+    assert await asyncio.wait_for(sent.get(), 10) == {"type": "ack", "sequence": 4}
+    await expect(tab["messages"]).to_contain_text("messages 2–4 could not be kept (evicted)")
+
+    socket.send('{"type":"draining","reconnect_in_ms":20}')
+    await socket.close(code=1012, reason="restart")
+    _, hello = await welcome("full", 4)
+    assert hello["resume"] == {"token": "resume_token-new", "last_sequence": 4, "attempt": 2}
+    await context.close()
+
+
+async def test_leaving_ends_the_context_at_once(demo: Demo, browser: Browser) -> None:
+    context = await browser.new_context()
+    for _ in range(7):  # of contexts that were only detached, the sixth and seventh would replace the first two
+        tab = await open_tab(context, demo, "frank")
+        await tab.page.close(run_before_unload=True)
+    ended = [record["reason"] for record in demo.audit_records("context_closed") if record.get("user_id") == "frank"]
+    assert len(ended) >= 2
+    assert set(ended) == {"client_closed"}
+    await context.close()
+
+
+async def test_the_chooser_opens_both_users(demo: Demo, browser: Browser) -> None:
+    context = await browser.new_context()
+    page = await context.new_page()
+    await page.goto(demo.url)
+    for user in ("alice", "bob"):
+        async with context.expect_page() as opening:
+            await page.get_by_test_id(f"open-{user}").click()
+        tab = await opening.value
+        await expect(tab.get_by_test_id("user")).to_have_text(user)
+        await expect(tab.get_by_test_id("state")).to_have_attribute("data-state", "connected")
+    await page.goto(f"{demo.url}?user=no%20identifier")
+    await expect(page.get_by_test_id("chooser-notice")).to_be_visible()
+    await context.close()
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+async def test_fits_the_window(demo: Demo, browser: Browser, tmp_path: Path, size: ViewportSize) -> None:
+    context = await browser.new_context(viewport=size)
+    tab = await open_tab(context, demo, "grace")
+    await tab.ask("What is a context token?")
+    await tab.answered()
+    await tab.attack()
+    overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert await tab.page.evaluate(overflow) == 0
+    if size is WIDE:
+        assert await tab.page.evaluate("document.documentElement.scrollHeight - innerHeight") <= 0
+    for test_id in ("ask", "attack-send", "open-other"):
+        box = await tab[test_id].bounding_box()
+        assert 0 <= box["x"] <= box["x"] + box["width"] <= size["width"]
+    await tab.page.emulate_media(color_scheme="light")
+    await tab.page.screenshot(path=tmp_path / "light.png", full_page=True)
+    await tab.page.emulate_media(color_scheme="dark")
+    await tab.page.screenshot(path=tmp_path / "dark.png", full_page=True)
+    await context.close()
