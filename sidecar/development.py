@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sidecar.config import AuditSettings, Config, UserTokenSettings, development_config
+from sidecar.config import AuditSettings, Config, ConfigError, UserTokenSettings, development_config
 from sidecar.ops.development import DevelopmentSite
 from sidecar.security.files import create_private
 from sidecar.security.keys import load_hmac_secret
@@ -40,6 +40,8 @@ class Development:
             create_private(self._key_file, secrets.token_hex(32).encode())
             issuer = UserTokenSettings(issuer=ISSUER, audience=AUDIENCE, key_file=self._key_file)
             config = config.model_copy(update={"user_tokens": (issuer,)})
+        if "HS256" not in config.user_tokens[0].algorithms:
+            raise ConfigError("user_tokens.algorithms", "development mode mints user tokens: it needs HS256")
         if "audit" not in config.model_fields_set:
             config = config.model_copy(update={"audit": AuditSettings(path=folder / "audit.jsonl")})
         self.config = config

@@ -11,8 +11,8 @@ _ANSWERS = (
     (
         ("break", "lost", "lose", "connection", "reconnect"),
         "Your page comes back by itself, after a pause of random length, so that a thousand pages do not come back at "
-        "once. What I sent in between waits in your outbox, under the sequence number that it already has, and nobody "
-        "else’s outbox is touched.",
+        "once. It then asks for the context that it had. Where the sidecar cannot give it back, your page gets a fresh "
+        "one, with an isolation key of its own, and an answer that was under way ends with the old one.",
     ),
     (
         (),

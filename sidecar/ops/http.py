@@ -83,8 +83,6 @@ class _Connection(web.RequestHandler):
         """Called by the library for a request that it cannot read, and for a handler that raised."""
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             logger.error("request_failed", status=status, exc_info=exc)
-        if request.writer.output_size > 0:
-            raise ConnectionResetError("the answer had begun")
         response = answer(status, HTTPStatus(status).phrase.lower())
         response.force_close()
         return response
