@@ -287,6 +287,7 @@ def _websocket_settings(config: Config, development: Development | None, ops_por
         max_half_open=websocket.max_handshakes,
         handshake_timeout_s=websocket.handshake_timeout_s,
         connects_per_second_per_address=websocket.connects_per_second_per_address,
+        failures_per_second_per_address=websocket.failures_per_second_per_address,
         hello_timeout_s=limits.hello_timeout_s,
         max_inbound_bytes=limits.max_inbound_bytes,
         max_message_bytes=limits.max_message_bytes,

@@ -154,6 +154,13 @@ class Client:
         return await closed(self.connection)
 
 
+async def until(happened: Callable[[], object]) -> None:
+    """Let the loop turn until `happened`: for what tells nobody."""
+    async with asyncio.timeout(5):
+        while not happened():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0)
+
+
 async def closed(connection: ClientConnection) -> Close | None:
     """How the server closed; None for a connection that broke off."""
     try:
@@ -256,10 +263,11 @@ class Harness:
         self.tokens = ContextTokenAuthority(ContextTokenKeys(None, now=NOW), self.clock)
         self.settings = WebSocketSettings(**{"host": "127.0.0.1", "close_timeout_s": 0.5, **(settings or {})})
         self.refusals = Refusals(audit, self.clock)
+        self.contexts = ConnectionContextFactoryManager(b"s" * 32, audit, secrets.token_hex)
         self.edge = WebSocketEdge(
             self.settings,
             users=UserTokenVerifier([issuer, second], self.clock),
-            contexts=ConnectionContextFactoryManager(b"s" * 32, audit, secrets.token_hex),
+            contexts=self.contexts,
             factory=self.factory,
             tokens=self.tokens,
             audit=audit,

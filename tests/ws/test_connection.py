@@ -209,6 +209,14 @@ async def test_a_stalled_reader_is_a_slow_consumer(make_edge: MakeHarness) -> No
     assert b"slow_consumer" not in await stream.ended(), "the client sees 1006"
 
 
+async def test_the_librarys_own_close_does_not_wait_for_a_stalled_reader(make_edge: MakeHarness) -> None:
+    edge = await make_edge(close_timeout_s=0.05)
+    await stalled(edge)
+    (served,) = edge.edge._open
+    async with asyncio.timeout(2):
+        await served.close()
+
+
 async def test_a_reader_that_goes_on_gets_the_rest_in_order(edge: Harness) -> None:
     stream, key = await stalled(edge)
     manager = edge.manager(key)

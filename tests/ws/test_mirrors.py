@@ -11,7 +11,7 @@ from sidecar.core.errors import ErrorReason
 from sidecar.core.limits import Limits
 from sidecar.core.ports import AuditEvent
 from tests.ws.conftest import MakeHarness
-from tests.ws.harness import OTHER_SECRET, Client, Harness
+from tests.ws.harness import OTHER_SECRET, Client, Harness, until
 
 
 async def joined(edge: Harness, primary: Client) -> Client:
@@ -157,9 +157,12 @@ async def test_a_mirror_that_goes_while_it_joins(edge: Harness) -> None:
     await client.send(type="hello", token=edge.token(), mirror={"token": primary.welcome["resume_token"]})
     await edge.trail.until(lambda: edge.trail.waiting)
     client.connection.transport.abort()
+    sockets = [connection.socket for connection in edge.edge._open]
+    await until(lambda: any(socket is not None and socket.lost for socket in sockets))
     edge.trail.release()
-    await edge.edge.close()
+    await until(lambda: edge.edge.connections == 1)
     assert edge.manager(primary.key).mirrors == {}
+    assert edge.trail.of(AuditEvent.SOCKET_CLOSED) == [], "it was never the manager's"
 
 
 async def test_a_mirror_without_its_record(edge: Harness) -> None:

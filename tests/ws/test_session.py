@@ -353,7 +353,10 @@ async def test_nothing_counts_after_this_side_closed(edge: Harness) -> None:
     edge.clock.advance(1)
     await client.send(type="ack", sequence=1)
     await client.send(type="message", id="a", data=1)
+    await client.send(type="refresh", token=edge.token())
+    await client.connection.send("not JSON")
     assert await client.closed() == closing(4503, "taken_over")
+    assert edge.trail.of(AuditEvent.USER_TOKEN_REFRESHED) == []
     assert manager.outbox.acknowledged == 0
     assert manager.last_activity == before
     edge.send(manager, b"2")
