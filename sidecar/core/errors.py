@@ -124,7 +124,7 @@ CATALOGUE: Final[dict[ErrorReason, tuple[Status, str]]] = {
 
 
 class SidecarError(Exception):
-    """A refusal with a reason: definite, nothing was changed.
+    """A refusal with a reason: definite, nothing was changed (but for OUTCOME_UNKNOWN and INTERNAL).
 
     `retry_after_s` (seconds) is set where a retry helps. The text is the catalogue's, never a caller's value.
     """
@@ -183,7 +183,7 @@ class FailedPrecondition(SidecarError):
 
 
 class Unavailable(SidecarError):
-    """DRAINING, STORAGE_, CLUSTER_ or AUDIT_UNAVAILABLE; a retry may help."""
+    """DRAINING, NO_AGENT, OUTCOME_UNKNOWN, STORAGE_, CLUSTER_ or AUDIT_UNAVAILABLE; a retry may help."""
 
     def __init__(self, reason: ErrorReason, *, retry_after_s: float = 1.0) -> None:
         super().__init__(reason, retry_after_s=retry_after_s)

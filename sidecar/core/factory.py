@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from heapq import heappop, heappush
-from itertools import count
 from typing import TYPE_CHECKING
 
 from sidecar.core.close_codes import Close, CloseCode, catalogued
@@ -44,8 +43,8 @@ class WebSocketManagerFactory:
         self._randomness = randomness
         self._managers: dict[str, IsolatedWebSocketManager] = {}
         self._by_connection_id: dict[str, IsolatedWebSocketManager] = {}
-        self._due: list[tuple[float, int, IsolatedWebSocketManager]] = []
-        self._tie = count()
+        # By key, so that a manager that has ended is not kept until its time would have come.
+        self._due: list[tuple[float, str]] = []
         self._created = 0
         self._ended = 0
         self._lifetimes_s = 0.0
@@ -119,6 +118,7 @@ class WebSocketManagerFactory:
         account = self._resources.account_of(identity)
         for manager in self._resources.excess(account) if account is not None else []:
             self._counters.resource_limit_enforcements += 1
+            manager.context.audit_log_action(AuditEvent.LIMIT_ENFORCED, limit="managers_per_user")
             self._end(manager, "limit_enforced", catalogued(CloseCode.LIMIT_REACHED), at)
         after = self.managers_of_user(identity)
         return len(before) - len(after), sockets - sum(len(manager.connections) for manager in after)
@@ -138,8 +138,9 @@ class WebSocketManagerFactory:
     def tick(self, at: Instant) -> None:
         """Look after every manager whose time has come."""
         while self._due and self._due[0][0] <= at.monotonic:
-            due, _, manager = heappop(self._due)
-            if manager.ended or manager.scheduled_for != due:
+            due, isolation_key = heappop(self._due)
+            manager = self._managers.get(isolation_key)
+            if manager is None or manager.scheduled_for != due:
                 continue
             manager.scheduled_for = None
             next_due = manager.lifecycle.auto_cleanup_expired(at)
@@ -197,4 +198,4 @@ class WebSocketManagerFactory:
 
     def _schedule(self, manager: IsolatedWebSocketManager, due: float) -> None:
         manager.scheduled_for = due
-        heappush(self._due, (due, next(self._tie), manager))
+        heappush(self._due, (due, manager.isolation_key))

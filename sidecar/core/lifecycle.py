@@ -87,6 +87,7 @@ class ConnectionLifecycleManager:
         health = self._sockets.get(attach_id)
         if health is not None:
             health.pinged_at = None
+            self.reschedule()
 
     def writing_paused(self, attach_id: str, at: Instant) -> None:
         """The socket's transport takes no more for now."""
@@ -173,10 +174,13 @@ class ConnectionLifecycleManager:
         if manager.detached_at is not None:
             due = min(due, manager.detached_at + limits.outbox.resume_window_s)
         for health in self._sockets.values():
-            due = min(due, health.next_ping_at, health.token_ends_at, health.context_token_due_at)
+            due = min(due, health.token_ends_at, health.context_token_due_at)
             if not health.warned:
                 due = min(due, health.token_ends_at - WARNING_S)
-            if health.pinged_at is not None:
+            # The next ping waits for the pong of the last one, which may take longer than the interval.
+            if health.pinged_at is None:
+                due = min(due, health.next_ping_at)
+            else:
                 due = min(due, health.pinged_at + limits.pong_timeout_s)
             if health.blocked_since is not None:
                 due = min(due, health.blocked_since + limits.slow_consumer_timeout_s)

@@ -105,7 +105,7 @@ class UserLevelResourceManager:
             return []
         ranked = sorted(
             account.managers.values(),
-            key=lambda m: (m.detached_at is None, m.detached_at or 0.0, m.context.created_at),
+            key=lambda m: (m.detached_at is None, m.detached_at or 0.0, m.created.monotonic),
         )
         return ranked[:over]
 

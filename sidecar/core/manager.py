@@ -54,7 +54,6 @@ class _KnownMessage(NamedTuple):
 class _Unconfirmed(NamedTuple):
     sequence: int
     message_id: str
-    by_caller: bool
     accepted: Instant
     pending: PendingReceipt
 
@@ -112,6 +111,7 @@ class IsolatedWebSocketManager:
         self._on_end = ports.on_end
         self._known: OrderedDict[str, _KnownMessage] = OrderedDict()
         self._unconfirmed: deque[_Unconfirmed] = deque()
+        self._answers_to_pass_over = 0
 
     def __repr__(self) -> str:
         state = "ended" if self.ended else "detached" if self.primary is None else "attached"
@@ -128,15 +128,20 @@ class IsolatedWebSocketManager:
     def add_connection(
         self, context: UserExecutionContext, socket: Socket, at: Instant, *, mirror: bool = False
     ) -> None:
-        """Attach a socket: the primary, or a mirror that gets what is sent from now on. Raises USER_LIMIT past ten."""
+        """Attach a socket: the primary, or a mirror that gets what is sent from now on.
+
+        A mirror past the ninth is refused USER_LIMIT: there is always room for the primary. A new primary fences the
+        one before it (4503).
+        """
         self._require(context)
-        self._resources.admit_connection(len(self.connections))
         if mirror:
+            self._resources.admit_connection(1 + len(self.mirrors))
             self.mirrors[socket.attach_id] = socket
-        else:
-            self.primary = socket
-            self.detached_at = None
-        self.last_activity = at
+            return
+        if self.primary is not None:
+            self.close_connection(self.primary, catalogued(CloseCode.TAKEN_OVER), at)
+        self.primary = socket
+        self.detached_at = None
 
     def remove_connection(self, context: UserExecutionContext, attach_id: str, code: int, at: Instant) -> bool:
         """A socket is gone, with that close code (1006 for none). False when it was not this manager's any more.
@@ -150,7 +155,7 @@ class IsolatedWebSocketManager:
             return True
         if self.primary is None or self.primary.attach_id != attach_id:
             return False
-        self._detach(code, at)
+        self._detach(self.primary, code, at)
         if code == CloseCode.NORMAL or self.ends_with_socket:
             self.end("client_closed" if code == CloseCode.NORMAL else "socket_lost", None, at)
         return True
@@ -161,7 +166,7 @@ class IsolatedWebSocketManager:
         if socket.attach_id in self.mirrors:
             self._drop_mirror(socket, close.code)
         elif self.primary is socket:
-            self._detach(close.code, at)
+            self._detach(socket, close.code, at)
             if self.ends_with_socket:
                 self.end(close.text, None, at)
 
@@ -180,8 +185,9 @@ class IsolatedWebSocketManager:
         Never waits: with a store that answers later the receipt is pending. Raises a SidecarError when refused; then
         nothing was appended. Safe to repeat with the same message_id.
         """
+        self._require(context)
         try:
-            return self._accept(context, message, at)
+            return self._accept(message, at)
         except SidecarError:
             self.messages_failed += 1
             raise
@@ -195,18 +201,22 @@ class IsolatedWebSocketManager:
     def acknowledge(self, attach_id: str, sequence: int, at: Instant) -> bool:
         """The client has everything up to `sequence`. False, and nothing changes, when that was never written to it.
 
-        A mirror's acknowledgement counts for nothing.
+        A mirror's acknowledgement counts for nothing. Idempotent.
         """
+        outbox = self.outbox
         if self.primary is None or self.primary.attach_id != attach_id:
             return True
-        if sequence > self.outbox.cursor:
+        if sequence > outbox.cursor:
             return False
-        self._account.queued_bytes -= self.outbox.acknowledge(sequence)
+        if sequence > outbox.acknowledged:
+            self._account.queued_bytes -= outbox.acknowledge(sequence)
+            self._store.discard(self.isolation_key, sequence)
         return True
 
     def resume_writing(self, at: Instant) -> None:
         """The primary takes more: write on where the writer stopped, in order."""
         outbox, socket = self.outbox, self.primary
+        self.drop_expired(at.monotonic)  # first, so that a run of them is one gap
         while socket is not None and outbox.cursor < outbox.confirmed and socket.writable:
             entry = outbox.entries.get(outbox.cursor + 1)
             if entry is None:
@@ -217,8 +227,9 @@ class IsolatedWebSocketManager:
             else:
                 socket.write(entry.frame)
                 outbox.cursor = entry.sequence
-        if self.ends_with_socket and outbox.cursor > outbox.acknowledged:
-            self._account.queued_bytes -= outbox.acknowledge(outbox.cursor)
+        if self.ends_with_socket and outbox.entries:
+            self._account.queued_bytes -= outbox.release(outbox.cursor)
+            self._store.discard(self.isolation_key, outbox.cursor)
 
     def drop_expired(self, now: float) -> None:
         """Drop what has outlived its ttl."""
@@ -254,23 +265,21 @@ class IsolatedWebSocketManager:
         self.primary = None
         self.mirrors.clear()
         self.lifecycle.dispose()
-        self._fail_unconfirmed(ManagerGone())
+        waiting = self._forget_unconfirmed()
         self._account.queued_bytes -= self.outbox.queued_bytes
         self.outbox.clear()
         self._known.clear()
         self._store.dispose(self.isolation_key)
         self._on_end(self, self._account, reason, at)
+        for one in waiting:
+            one.pending.settle(None, ManagerGone())
         watchers, self.end_watchers = self.end_watchers, set()
         for watcher in watchers:
             watcher()
 
     # The way of one message
 
-    def _accept(self, context: UserExecutionContext, message: Message, at: Instant) -> Receipt | PendingReceipt:
-        if self.ended:
-            raise ManagerGone
-        if context is not self.context:
-            raise IsolationViolation
+    def _accept(self, message: Message, at: Instant) -> Receipt | PendingReceipt:
         check_message(message, self._resources.limits.max_message_bytes)
         if message.min_durability > self._store.durability:
             raise FailedPrecondition(ErrorReason.DURABILITY_UNAVAILABLE)
@@ -283,7 +292,11 @@ class IsolatedWebSocketManager:
         outbox = self.outbox
         socket = self.primary
         yielding = (socket is not None and socket.writable) or not outbox.ever_acknowledged
-        self._account.queued_bytes -= outbox.make_room(size, message.critical, yielding, at.monotonic)
+        before = outbox.ordinary_bytes
+        try:
+            outbox.make_room(size, message.critical, yielding, at.monotonic)
+        finally:  # what expired has gone though the message may be refused
+            self._account.queued_bytes -= before - outbox.ordinary_bytes
         return self._append(message, size, at)
 
     def _append(self, message: Message, size: int, at: Instant) -> Receipt | PendingReceipt:
@@ -293,12 +306,10 @@ class IsolatedWebSocketManager:
         frame = self._encoder.message(sequence, message_id, message)
         outbox.append(frame, size, at.monotonic, message.ttl_s, message.critical)
         self._account.queued_bytes += size
-        self.last_activity = at
         pending = None
         if not self._store.append(self.isolation_key, self._epoch, sequence, frame, None, self._confirmed):
             pending = PendingReceipt()
-            by_caller = bool(message.message_id)
-            self._unconfirmed.append(_Unconfirmed(sequence, message_id, by_caller, at, pending))
+            self._unconfirmed.append(_Unconfirmed(sequence, message_id, at, pending))
         if message.message_id:
             self._remember(message, sequence, at, pending)
         if pending is not None:
@@ -308,29 +319,29 @@ class IsolatedWebSocketManager:
     def _confirm(self, sequence: int, message_id: str, accepted: Instant) -> Receipt:
         outbox = self.outbox
         socket = self.primary
+        frame = outbox.entries[sequence].frame
         outbox.confirmed = sequence
         self.messages_sent += 1
+        if accepted.monotonic > self.last_activity.monotonic:
+            self.last_activity = accepted
         written = 0
         if socket is not None and socket.writable:
             if outbox.cursor == sequence - 1 and not self.ends_with_socket:
-                socket.write(outbox.entries[sequence].frame)
+                socket.write(frame)
                 outbox.cursor = sequence
             else:
                 self.resume_writing(accepted)
             written = outbox.cursor >= sequence
         if self.mirrors:
-            written += self._write_to_mirrors(sequence, accepted)
+            written += self._write_to_mirrors(frame, accepted)
         state = DeliveryState.WRITTEN if outbox.cursor >= sequence else DeliveryState.QUEUED
         return Receipt(message_id, sequence, state, self._store.durability, int(written), False, accepted.unix)
 
-    def _write_to_mirrors(self, sequence: int, at: Instant) -> int:
-        entry = self.outbox.entries.get(sequence)
-        if entry is None:
-            return 0
+    def _write_to_mirrors(self, frame: bytes, at: Instant) -> int:
         written = 0
         for mirror in tuple(self.mirrors.values()):
             if mirror.writable:
-                mirror.write(entry.frame)
+                mirror.write(frame)
                 written += 1
             else:
                 # A mirror has no cursor to catch up from: an honest close beats a silent hole.
@@ -338,28 +349,38 @@ class IsolatedWebSocketManager:
         return written
 
     def _confirmed(self, error: Exception | None) -> None:
-        """The store's answer to the oldest append that waits; the store answers in order."""
-        if self.ended or not self._unconfirmed:
+        """The store's answer to the oldest append that it has not answered; the store answers each, in order."""
+        if self.ended:
+            return
+        if self._answers_to_pass_over:
+            self._answers_to_pass_over -= 1
             return
         if error is None:
             first = self._unconfirmed.popleft()
-            first.pending.settle(self._confirm(first.sequence, first.message_id, first.accepted), None)
-            if first.by_caller and first.message_id in self._known:
-                self._known[first.message_id] = self._known[first.message_id]._replace(pending=None)
+            receipt = self._confirm(first.sequence, first.message_id, first.accepted)
+            known = self._known.get(first.message_id)
+            if known is not None and known.pending is first.pending:
+                self._known[first.message_id] = known._replace(pending=None)
+            first.pending.settle(receipt, None)
             return
         refusal = error if isinstance(error, SidecarError) else Unavailable(ErrorReason.STORAGE_UNAVAILABLE)
         # Later appends were conditional on this one: they fail with it, and the head goes back to what is confirmed.
-        self._fail_unconfirmed(refusal)
+        # The store's own answers to them, still to come, must not pass for answers to what is appended from now on.
+        waiting = self._forget_unconfirmed()
+        self._answers_to_pass_over = len(waiting) - 1
         self._account.queued_bytes -= self.outbox.fall_back()
+        for one in waiting:
+            one.pending.settle(None, refusal)
 
-    def _fail_unconfirmed(self, error: SidecarError) -> None:
+    def _forget_unconfirmed(self) -> deque[_Unconfirmed]:
+        """Those that wait, to be settled as failed once the manager's state is whole again."""
         waiting, self._unconfirmed = self._unconfirmed, deque()
         for one in waiting:
-            if one.by_caller:
-                self._known.pop(one.message_id, None)
-        for one in waiting:
-            self.messages_failed += 1
-            one.pending.settle(None, error)
+            known = self._known.get(one.message_id)
+            if known is not None and known.pending is one.pending:
+                del self._known[one.message_id]
+        self.messages_failed += len(waiting)
+        return waiting
 
     def _announce_gap(self, socket: Socket) -> None:
         hole = self.outbox.gap_at(self.outbox.cursor + 1)
@@ -373,12 +394,13 @@ class IsolatedWebSocketManager:
 
     def _recall(self, message: Message, at: Instant) -> Receipt | PendingReceipt | None:
         known = self._known.get(message.message_id)
-        if known is None or known.accepted.monotonic <= at.monotonic - IDEMPOTENCY_WINDOW_S:
+        if known is None or known.accepted.monotonic < at.monotonic - IDEMPOTENCY_WINDOW_S:
             return None
         if known.fingerprint != fingerprint(message):
             raise AlreadyExists(ErrorReason.MESSAGE_ID_REUSED)
         if known.pending is not None:
             return known.pending.as_duplicate()
+        self.drop_expired(at.monotonic)
         state = self.outbox.state_of(known.sequence)
         return Receipt(message.message_id, known.sequence, state, self._store.durability, 0, True, known.accepted.unix)
 
@@ -396,10 +418,8 @@ class IsolatedWebSocketManager:
         if context is not self.context:
             raise IsolationViolation
 
-    def _detach(self, code: int, at: Instant) -> None:
-        socket, self.primary = self.primary, None
-        if socket is None:
-            return
+    def _detach(self, socket: Socket, code: int, at: Instant) -> None:
+        self.primary = None
         self.detached_at = at.monotonic
         self.lifecycle.forget(socket.attach_id)
         self.lifecycle.reschedule()

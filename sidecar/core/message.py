@@ -107,7 +107,8 @@ class PendingReceipt:
 
         def follow(first: PendingReceipt) -> None:
             receipt = first.receipt
-            repeat.settle(None if receipt is None else receipt._replace(duplicate=True), first.error)
+            duplicate = None if receipt is None else receipt._replace(duplicate=True, connections=0)
+            repeat.settle(duplicate, first.error)
 
         self.add_done_callback(follow)
         return repeat

@@ -7,7 +7,7 @@ confirmed (the store keeps it), head (the last sequence handed out).
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,6 +19,7 @@ from sidecar.core.errors import ErrorReason, ResourceExhausted
 from sidecar.core.message import DeliveryState
 
 MAX_HOLES: Final = 1_024
+"""How many runs behind the cursor are remembered for what a repeat of their messages is answered."""
 
 
 class GapReason(StrEnum):
@@ -94,7 +95,8 @@ class Outbox:
         self._critical: dict[int, OutboxEntry] = {}
         self._critical_bytes = 0
         # The entries again, in the orders in which they leave. What left another way stays behind as `not kept` until
-        # it comes to the front or `_compact` sweeps it out: finding a dict's first live key is not constant time.
+        # `_compact` sweeps it out (which leaves no deque with such a front), for finding a dict's first live key is
+        # not constant time.
         self._ordinary: deque[OutboxEntry] = deque()
         # Nearly every message has the default ttl and so expires in the order it came; the others go on the heap.
         self._in_time: deque[OutboxEntry] = deque()
@@ -109,7 +111,8 @@ class Outbox:
     def make_room(self, size: int, critical: bool, yielding: bool, now: float) -> int:
         """Raise OUTBOX_FULL unless `size` more bytes fit, after what expired has gone and written messages gave way.
 
-        They do when `yielding`: the client is attached and its writer runs, or it never acknowledged anything.
+        They do when `yielding`: the client is attached and its writer runs, or it never acknowledged anything. None
+        gives way for a message that is refused all the same; what has expired goes whatever becomes of the message.
         Returns the bytes set free.
         """
         limits = self.limits
@@ -121,12 +124,10 @@ class Outbox:
         if self._fits(size):
             return 0
         freed = self.drop_expired(now)
-        while not self._fits(size):
-            oldest = self._oldest_written() if yielding else None
-            if oldest is None:
-                raise ResourceExhausted(ErrorReason.OUTBOX_FULL, retry_after_s=1.0)
-            freed += oldest.size
-            self.drop(oldest, GapReason.EVICTED)
+        if not self._fits(size):
+            for entry in self._giving_way(size, yielding):
+                freed += entry.size
+                self.drop(entry, GapReason.EVICTED)
         return freed
 
     def append(self, frame: bytes, size: int, now: float, ttl_s: float | None, critical: bool) -> OutboxEntry:
@@ -154,18 +155,24 @@ class Outbox:
         """
         freed = 0
         while self.head > self.confirmed:
-            entry = self.entries.get(self.head)
-            if entry is not None:
-                freed += entry.size
-                self._remove(entry)
+            entry = self.entries[self.head]
+            freed += entry.size
+            self._remove(entry)
             self.head -= 1
-        self._compact()
+        # None stays behind in a queue: their sequences come again.
+        self._compact(most=0)
         return freed
 
     def acknowledge(self, sequence: int) -> int:
         """The client has everything up to `sequence` (at most the cursor). Returns the bytes set free."""
+        if sequence <= self.acknowledged:
+            return 0
         self.ever_acknowledged = True
-        self.acknowledged = max(self.acknowledged, sequence)
+        self.acknowledged = sequence
+        return self.release(sequence)
+
+    def release(self, sequence: int) -> int:
+        """Keep nothing up to `sequence` (at most the cursor) any more. Returns the bytes set free."""
         done = [entry for kept, entry in self._critical.items() if kept <= sequence] if self._critical else []
         for entry in self._ordinary:
             if entry.sequence > sequence:
@@ -180,7 +187,7 @@ class Outbox:
         return freed
 
     def drop(self, entry: OutboxEntry, reason: GapReason) -> None:
-        """Take one message out of the order, leaving a hole of that reason."""
+        """Take one confirmed message out of the order, leaving a hole of that reason."""
         self._remove(entry)
         self._dig(entry.sequence, reason)
         self._compact()
@@ -188,7 +195,7 @@ class Outbox:
     def drop_expired(self, now: float) -> int:
         """Drop every ordinary message whose time is over. Returns the bytes set free."""
         before = self.ordinary_bytes
-        while self._in_time and (self._in_time[0].expires_at <= now or not self._in_time[0].kept):
+        while self._in_time and self._in_time[0].expires_at <= now:
             entry = self._in_time[0]
             if entry.sequence > self.confirmed:  # its append is on its way; the writer looks at its time again
                 break
@@ -214,6 +221,7 @@ class Outbox:
             return self._holes[index]
         hole = Hole(sequence, sequence, GapReason.LOST, announced=False)
         self._holes.insert(index, hole)
+        self._forget_holes()
         return hole
 
     def state_of(self, sequence: int) -> DeliveryState:
@@ -241,11 +249,21 @@ class Outbox:
         room = len(self.entries) - len(self._critical) < self.limits.max_messages
         return room and self.ordinary_bytes + size <= self.limits.max_bytes
 
-    def _oldest_written(self) -> OutboxEntry | None:
-        ordinary = self._ordinary
-        while ordinary and not ordinary[0].kept:
-            ordinary.popleft()
-        return ordinary[0] if ordinary and ordinary[0].sequence <= self.cursor else None
+    def _giving_way(self, size: int, yielding: bool) -> list[OutboxEntry]:
+        """The oldest written messages that make `size` bytes fit when they go. Raises OUTBOX_FULL, nothing changed."""
+        messages = len(self.entries) - len(self._critical) + 1 - self.limits.max_messages
+        surplus = self.ordinary_bytes + size - self.limits.max_bytes
+        chosen: list[OutboxEntry] = []
+        for entry in self._ordinary if yielding else ():
+            if entry.sequence > self.cursor or (messages <= 0 and surplus <= 0):
+                break
+            if entry.kept:
+                chosen.append(entry)
+                messages -= 1
+                surplus -= entry.size
+        if messages > 0 or surplus > 0:
+            raise ResourceExhausted(ErrorReason.OUTBOX_FULL, retry_after_s=1.0)
+        return chosen
 
     def _expire(self, entry: OutboxEntry) -> None:
         if entry.kept:
@@ -261,13 +279,13 @@ class Outbox:
         else:
             self.ordinary_bytes -= entry.size
 
-    def _compact(self) -> None:
+    def _compact(self, most: int | None = None) -> None:
         ordinary, in_time = self._ordinary, self._in_time
         while ordinary and not ordinary[0].kept:
             ordinary.popleft()
         while in_time and not in_time[0].kept:
             in_time.popleft()
-        most = 2 * len(self.entries) + 64
+        most = 2 * len(self.entries) + 64 if most is None else most
         if len(ordinary) > most:
             self._ordinary = deque(entry for entry in ordinary if entry.kept)
         if len(in_time) > most:
@@ -279,13 +297,25 @@ class Outbox:
     def _dig(self, sequence: int, reason: GapReason) -> None:
         holes = self._holes
         index = bisect_left(holes, sequence, key=lambda hole: hole.last)
-        before = holes[index - 1] if index else None
-        written = sequence <= self.cursor
-        adjacent = before is not None and before.last == sequence - 1 and before.reason is reason
-        # A hole behind the cursor and one ahead of it never merge: the second is still to be announced, whole.
-        if adjacent and before is not None and not before.announced and written == (before.last <= self.cursor):
-            before.last = sequence
-            return
-        holes.insert(index, Hole(sequence, sequence, reason, announced=False))
-        if len(holes) > MAX_HOLES:
-            del holes[0]
+        hole = Hole(sequence, sequence, reason, announced=False)
+        if index < len(holes) and self._continues(hole, holes[index]):
+            hole.last = holes.pop(index).last
+        if index and self._continues(holes[index - 1], hole):
+            holes[index - 1].last = hole.last
+        else:
+            holes.insert(index, hole)
+            self._forget_holes()
+
+    def _continues(self, before: Hole, after: Hole) -> bool:
+        """True when the two are one run, of one reason, to be announced in one.
+
+        A hole behind the cursor and one ahead of it never merge: the second is still to be announced, whole.
+        """
+        adjacent = before.last + 1 == after.first and before.reason is after.reason
+        return adjacent and not (before.announced or after.announced or before.last == self.cursor)
+
+    def _forget_holes(self) -> None:
+        """Bound the holes behind the cursor. Those ahead are bounded already: between any two a message is kept."""
+        over = len(self._holes) - MAX_HOLES
+        if over > 0:
+            del self._holes[: min(over, bisect_right(self._holes, self.cursor, key=lambda hole: hole.last))]

@@ -138,7 +138,12 @@ class OutboxStore(Protocol):
         metadata: Mapping[str, AuditValue] | None,
         confirmed: Confirmed,
     ) -> bool:
-        """True: kept now. False: `confirmed` is called later, in order, with None or the error."""
+        """True: kept now, as is every earlier append of this key. False: `confirmed` is called later, never from
+        within this call, once for each append and in order, with None or the error.
+
+        After an error the appends behind it cannot succeed: they are answered with errors of their own, and the
+        sequence that failed is the one expected again.
+        """
 
     def discard(self, isolation_key: str, through: int) -> None:
         """Everything up to `through` is no longer needed."""
