@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from heapq import nsmallest
 from typing import TYPE_CHECKING
 
 from sidecar.api.v1 import admin_service_pb2 as pb
@@ -80,7 +81,8 @@ class AdminMethods:
         size = min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         after = _decode_page_token(request.page_token)
         await self._reading(service, facts, tenant_id=request.tenant_id or None, user_id=request.user_id or None)
-        found = sorted(
+        found = nsmallest(
+            size + 1,
             (
                 manager
                 for manager in self._factory
@@ -98,10 +100,15 @@ class AdminMethods:
         service = self._callers.service(facts, Permission.ADMIN)
         if not request.isolation_key:
             raise BadRequest("isolation_key", "required")
-        manager = self._factory.get_manager(request.isolation_key)
-        if not service.allows_tenant(manager.context.tenant_id):
+        try:
+            context = self._factory.get_manager(request.isolation_key).context
+        except ManagerGone:
+            self._taking(service, facts, None, None, request.reason, found=False)
+            raise
+        allowed = service.allows_tenant(context.tenant_id)
+        self._taking(service, facts, context.tenant_id, context.user_id, request.reason, found=allowed)
+        if not allowed:
             raise ManagerGone
-        self._taking(service, facts, manager.context.tenant_id, manager.context.user_id, request.reason)
         close = catalogued(CloseCode.CLOSED_BY_SERVICE)
         count = self._factory.cleanup_manager(request.isolation_key, close, "cleaned_up", self._now())
         return pb.CleanupManagerResponse(connections=count)
@@ -145,7 +152,15 @@ class AdminMethods:
         record = {"service": service.name, "method": facts.method, **fields}
         await self._audit.grant(AuditRecord(AuditEvent.ADMIN_CALL, None, record))
 
-    def _taking(self, service: ServiceIdentity, facts: CallFacts, tenant_id: str, user_id: str, reason: str) -> None:
+    def _taking(
+        self,
+        service: ServiceIdentity,
+        facts: CallFacts,
+        tenant_id: str | None,
+        user_id: str | None,
+        reason: str,
+        **fields: AuditValue,
+    ) -> None:
         self._audit.record(
             AuditEvent.ADMIN_CALL,
             service=service.name,
@@ -153,6 +168,7 @@ class AdminMethods:
             tenant_id=tenant_id,
             user_id=user_id,
             reason=reason[:MAX_REASON_CHARACTERS],
+            **fields,
         )
 
     def _summary(self, manager: IsolatedWebSocketManager) -> pb.ManagerSummary:

@@ -6,6 +6,7 @@ exception's own text; an interceptor sees neither in time.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import traceback
 from collections.abc import Awaitable, Callable
@@ -17,9 +18,12 @@ from google.protobuf.message import DecodeError, Message
 
 from sidecar.core.errors import BadRequest, ErrorReason, ResourceExhausted, SidecarError, Unsupported
 from sidecar.rpc.refusals import RefusalRecorder
-from sidecar.rpc.status import refuse, rich_status
+from sidecar.rpc.status import Incident, refuse, rich_status
 
 logger = structlog.get_logger("sidecar.rpc")
+
+if TYPE_CHECKING:
+    from sidecar.security.context_tokens import ContextGrant
 
 if TYPE_CHECKING:  # grpc's classes are generic to the type checker only
     Call = grpc.aio.ServicerContext[Any, Any]
@@ -75,6 +79,9 @@ class Boundary:
         self._recorder = recorder
         self._max_concurrent_calls = max_concurrent_calls
         self.active_calls = 0
+        self.idle = asyncio.Event()
+        """Set while no call is under way."""
+        self.idle.set()
 
     def unary(self, method: str, request_type: Parses, behaviour: UnaryBehaviour) -> Handler:
         """A unary handler on bytes."""
@@ -87,7 +94,7 @@ class Boundary:
                 try:
                     response = await behaviour(parse(data), facts)
                 finally:
-                    self.active_calls -= 1
+                    self._leave()
                 return response.SerializeToString()
             except Exception as error:  # noqa: BLE001 - nothing may pass: grpc would send its text
                 return await self._refuse(facts, error)
@@ -118,7 +125,7 @@ class Boundary:
             try:
                 await behaviour(facts)
             finally:
-                self.active_calls -= 1
+                self._leave()
         except Exception as error:  # noqa: BLE001 - nothing may pass: grpc would send its text
             await self._refuse(facts, error)
 
@@ -126,17 +133,17 @@ class Boundary:
         if self.active_calls >= self._max_concurrent_calls:
             raise ResourceExhausted(ErrorReason.RATE_LIMITED, retry_after_s=1.0)
         self.active_calls += 1
+        self.idle.clear()
+
+    def _leave(self) -> None:
+        self.active_calls -= 1
+        if not self.active_calls:
+            self.idle.set()
 
     async def _refuse(self, facts: CallFacts, error: Exception) -> NoReturn:
         if isinstance(error, grpc.aio.AbortError):
             raise error
-        if isinstance(error, DecodeError):
-            error = BadRequest("request", "not a message of this method")
-        if isinstance(error, SidecarError):
-            self._recorder.note(error, facts.method, facts.address, facts.grant)
-            await refuse(facts.call, rich_status(error))
-        internal = SidecarError(ErrorReason.INTERNAL)
-        await refuse(facts.call, rich_status(internal, report_incident(facts.method, error)))
+        await refuse(facts.call, rich_status(refusal_of(error, facts, self._recorder, facts.grant)))
 
 
 def unsupported(authorize: Callable[[CallFacts], object]) -> UnaryBehaviour:
@@ -149,9 +156,21 @@ def unsupported(authorize: Callable[[CallFacts], object]) -> UnaryBehaviour:
     return behaviour
 
 
-def report_incident(method: str, error: BaseException) -> str:
-    """Log where an unforeseen error came from, never its text, which may hold a payload. Returns the incident id."""
+def refusal_of(
+    error: Exception, facts: CallFacts, recorder: RefusalRecorder, grant: ContextGrant | None
+) -> SidecarError:
+    """What the caller is told of this error, of a call or of one item in it; recorded or logged once, here."""
+    if isinstance(error, DecodeError):
+        error = BadRequest("request", "not a message of this method")
+    if not isinstance(error, SidecarError):
+        return report_incident(facts.method, error)
+    recorder.note(error, facts.method, facts.address, grant)
+    return error
+
+
+def report_incident(method: str, error: Exception) -> Incident:
+    """Log where an unforeseen error came from, never its text, which may hold a payload."""
     incident_id = secrets.token_hex(8)
     frames = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
     logger.error("incident", incident_id=incident_id, method=method, error=type(error).__name__, frames=frames[-12:])
-    return incident_id
+    return Incident(incident_id)

@@ -92,9 +92,10 @@ class ContextMethods:
         """A context token for a service that holds the user's own token and the connection_id."""
         service = self._callers.service(facts, Permission.EXCHANGE)
         user = self._users.verify(request.user_token)
-        context = self._context_of(user, request.connection_id)
-        if not service.allows_tenant(context.tenant_id):
+        # Before any look-up: what a service may have nothing to do with, it is told nothing of.
+        if not service.allows_tenant(user.tenant_id):
             raise PermissionDenied(ErrorReason.SERVICE_DENIED)
+        context = self._context_of(user, request.connection_id)
         token = self._tokens.mint(context, requested_scopes(service, request.scopes))
         fields = {"token_id": token.token_id, "service": service.name}
         await self._audit.grant(AuditRecord(AuditEvent.TOKEN_EXCHANGED, context, fields))

@@ -21,22 +21,21 @@ from sidecar.core.errors import (
     FailedPrecondition,
     IsolationViolation,
     ManagerGone,
-    PermissionDenied,
     SidecarError,
     TokenFault,
     Unauthenticated,
     Unsupported,
 )
-from sidecar.core.identity import Scope
 from sidecar.core.message import Instant, PendingReceipt, Receipt
-from sidecar.rpc.boundary import Call, CallFacts, report_incident
-from sidecar.rpc.delivery import require_emit
+from sidecar.rpc.boundary import Call, CallFacts, refusal_of
 from sidecar.rpc.status import rich_status
-from sidecar.rpc.translate import fill_receipt, message_from
+from sidecar.rpc.translate import fill_receipt
 
 if TYPE_CHECKING:
+    from sidecar.api.v1 import types_pb2
     from sidecar.core.manager import IsolatedWebSocketManager
     from sidecar.core.ports import Clock
+    from sidecar.rpc.acceptance import Acceptance
     from sidecar.rpc.callers import Callers
     from sidecar.rpc.refusals import RefusalRecorder
     from sidecar.security.context_tokens import ContextGrant
@@ -49,36 +48,49 @@ MAX_UNSENT_ANSWERS: Final = 4_000
 _Outcome = Receipt | SidecarError
 
 
-class Lane:
-    """One lane of a stream: a context that its token opened, and the place of the next message."""
+class Opening:
+    """What makes a lane open: the token, renewed by a further open_lane, and the manager that it opened."""
 
-    __slots__ = ("expected_user_id", "grant", "manager", "next_number", "number", "open", "waiting", "watcher")
+    __slots__ = ("grant", "manager", "watcher")
 
-    def __init__(
-        self, number: int, grant: ContextGrant, manager: IsolatedWebSocketManager, watcher: Callable[[], None]
-    ) -> None:
-        self.number = number
+    def __init__(self, grant: ContextGrant, manager: IsolatedWebSocketManager, watcher: Callable[[], None]) -> None:
         self.grant = grant
         self.manager = manager
         self.watcher = watcher
-        self.open = True
+        manager.end_watchers.add(watcher)
+
+    def release(self) -> None:
+        """The lane is not open any more: its manager need not tell of its end."""
+        self.manager.end_watchers.discard(self.watcher)
+
+
+class Lane:
+    """One numbered lane of a stream, open or not, and the place of the next message in it."""
+
+    __slots__ = ("next_number", "number", "opening", "waiting")
+
+    def __init__(self, number: int, former: Lane | None = None) -> None:
+        self.number = number
         self.next_number = 0
-        # Outcomes behind one that the store has yet to confirm: receipts leave in order.
-        self.waiting: deque[tuple[int, _Outcome | PendingReceipt]] = deque()
+        self.opening: Opening | None = None
+        # Outcomes behind one that the store has yet to confirm: receipts leave in order, those of the lane that had
+        # this number before first.
+        self.waiting: deque[tuple[int, _Outcome | PendingReceipt]] = deque() if former is None else former.waiting
 
 
 class DeliverStreams:
     """The behaviour of Deliver, and the streams open now."""
 
-    def __init__(self, callers: Callers, clock: Clock, recorder: RefusalRecorder) -> None:
+    def __init__(self, callers: Callers, acceptance: Acceptance, clock: Clock, recorder: RefusalRecorder) -> None:
         self._callers = callers
+        self._acceptance = acceptance
         self._clock = clock
         self._recorder = recorder
         self._open: set[DeliverStream] = set()
 
     async def deliver(self, call: Call, facts: CallFacts) -> None:
         """One stream, from its first frame to its half-close."""
-        stream = DeliverStream(call, facts, self._callers, self._clock, self._recorder)
+        stream = DeliverStream(call, facts, self._callers, self._acceptance, self._clock, self._recorder)
         self._open.add(stream)
         try:
             await stream.run()
@@ -94,14 +106,23 @@ class DeliverStreams:
 class DeliverStream:
     """One Deliver call."""
 
-    def __init__(self, call: Call, facts: CallFacts, callers: Callers, clock: Clock, recorder: RefusalRecorder) -> None:
+    def __init__(
+        self,
+        call: Call,
+        facts: CallFacts,
+        callers: Callers,
+        acceptance: Acceptance,
+        clock: Clock,
+        recorder: RefusalRecorder,
+    ) -> None:
         self._call = call
         self._facts = facts
         self._callers = callers
+        self._accept = acceptance.accept
         self._clock = clock
         self._recorder = recorder
         self._lanes: dict[int, Lane] = {}
-        self._strays: dict[int, int] = {}
+        self._closed: dict[int, Lane] = {}
         self._answers: list[pb.DeliverResponse] = []
         self._receipts: Any = None
         self._unsent = 0
@@ -116,27 +137,32 @@ class DeliverStream:
         }
 
     async def run(self) -> None:
-        """Read until the client half-closes, answer everything, and leave nothing behind."""
+        """Read until the client half-closes or breaks a rule, answer everything, and leave nothing behind."""
         writer = asyncio.create_task(self._write())
         try:
-            while (data := await self._read(writer)) is not None:
-                self._take(data)
-                while self._unsent + self._unconfirmed > MAX_UNSENT_ANSWERS and not writer.done():
-                    self._drained.clear()
-                    await self._drained.wait()
+            broken_rule = await self._read_frames(writer)
             self._finished = True
             self._ready.set()
             await writer
+            if broken_rule is not None:
+                raise broken_rule
         finally:
+            for lane in tuple(self._lanes.values()):
+                self._shut(lane)
             writer.cancel()
-            for lane in self._lanes.values():
-                self._release(lane)
+            await asyncio.gather(writer, return_exceptions=True)
 
-    async def _read(self, writer: asyncio.Task[None]) -> bytes | None:
-        data = await self._call.read()
-        if data is grpc.aio.EOF or writer.done():
-            return None
-        return bytes(data)
+    async def _read_frames(self, writer: asyncio.Task[None]) -> BadRequest | None:
+        """Take frames until there are no more; a frame that ends the stream ends it once all before is answered."""
+        while (data := await self._call.read()) is not grpc.aio.EOF and not writer.done():
+            try:
+                self._take(data)
+            except BadRequest as error:
+                return error
+            while self._unsent + self._unconfirmed > MAX_UNSENT_ANSWERS and not writer.done():
+                self._drained.clear()
+                await self._drained.wait()
+        return None
 
     def _take(self, data: bytes) -> None:
         try:
@@ -155,62 +181,75 @@ class DeliverStream:
         try:
             grant = self._callers.verify(frame.context_token)
             self._open_lane(frame, grant)
-        except SidecarError as error:
-            self._recorder.note(error, self._facts.method, self._facts.address, grant)
-            self._answer_lane_error(frame.lane, error)
+        except Exception as error:  # noqa: BLE001 - a bug costs its lane, never the stream
+            self._answer_lane_error(frame.lane, refusal_of(error, self._facts, self._recorder, grant))
 
     def _open_lane(self, frame: pb.DeliverRequest.OpenLane, grant: ContextGrant) -> None:
         manager = self._callers.open(grant, frame.isolation_key, frame.expected_user_id, None)
         if frame.report_acknowledged:
             raise Unsupported
         lane = self._lanes.get(frame.lane)
-        if lane is not None and lane.open:
-            if lane.manager is not manager:
-                raise IsolationViolation
-            lane.grant = grant
+        if lane is None or lane.opening is None:
+            self._add_lane(frame.lane, grant, manager)
+        elif lane.opening.manager is manager:
+            lane.opening.grant = grant
         else:
-            self._add_lane(frame.lane, grant, manager, lane)
+            raise IsolationViolation
         self._answer(pb.DeliverResponse(lane_opened=pb.DeliverResponse.LaneOpened(lane=frame.lane)))
 
-    def _add_lane(
-        self, number: int, grant: ContextGrant, manager: IsolatedWebSocketManager, former: Lane | None
-    ) -> None:
-        if former is None and len(self._lanes) >= MAX_LANES:
+    def _add_lane(self, number: int, grant: ContextGrant, manager: IsolatedWebSocketManager) -> None:
+        if len(self._lanes) >= MAX_LANES:
             raise BadRequest("open_lane.lane", f"at most {MAX_LANES} lanes a stream")
-        lane = Lane(number, grant, manager, lambda: self._end_lane(lane, ManagerGone()))
-        manager.end_watchers.add(lane.watcher)
-        self._lanes[number] = lane
-        self._strays.pop(number, None)
+        lane = self._lanes[number] = Lane(number, self._closed.pop(number, None))
+        lane.opening = Opening(grant, manager, lambda: self._end_lane(lane, ManagerGone()))
 
     def _on_close_lane(self, frame: pb.DeliverRequest.CloseLane) -> None:
-        lane = self._lanes.pop(frame.lane, None)
+        lane = self._lanes.get(frame.lane)
         if lane is not None:
-            self._release(lane)
+            self._shut(lane)
 
     def _end_lane(self, lane: Lane, error: SidecarError) -> None:
         """The lane is over from this side: one lane_error, and LANE_NOT_OPEN for what still comes."""
-        if lane.open:
-            self._release(lane)
-            self._answer_lane_error(lane.number, error)
+        self._shut(lane)
+        self._answer_lane_error(lane.number, error)
 
-    def _release(self, lane: Lane) -> None:
-        lane.open = False
-        lane.manager.end_watchers.discard(lane.watcher)
+    def _shut(self, lane: Lane) -> None:
+        opening, lane.opening = lane.opening, None
+        if opening is not None:
+            opening.release()
+            del self._lanes[lane.number]
+            self._keep_closed(lane)
+
+    def _keep_closed(self, lane: Lane) -> None:
+        """Numbers go on in a lane that is closed; so many such lanes are remembered, the latest."""
+        if len(self._closed) >= MAX_LANES:
+            del self._closed[next(iter(self._closed))]
+        self._closed[lane.number] = lane
+
+    def _closed_lane(self, number: int) -> Lane:
+        """The lane of that number that was closed, has ended, or was never opened."""
+        lane = self._closed.get(number)
+        if lane is None:
+            lane = Lane(number)
+            self._keep_closed(lane)
+        return lane
 
     def end_expired_lanes(self, at: Instant) -> None:
         """End the lanes whose token has expired or was revoked."""
         for lane in tuple(self._lanes.values()):
-            if lane.open:
-                self._check_token(lane, at)
+            self._check_token(lane, at)
 
     def _check_token(self, lane: Lane, at: Instant) -> None:
+        if lane.opening is None:
+            return
+        grant = lane.opening.grant
         error: Unauthenticated | None = None
-        if lane.grant.revoked:
+        if grant.revoked:
             error = Unauthenticated(ErrorReason.TOKEN_REVOKED, TokenFault.REVOKED)
-        elif at.monotonic >= lane.grant.expires_monotonic:
+        elif at.monotonic >= grant.expires_monotonic:
             error = Unauthenticated(ErrorReason.TOKEN_EXPIRED, TokenFault.EXPIRED)
         if error is not None:
-            self._recorder.note(error, self._facts.method, self._facts.address, lane.grant)
+            self._recorder.note(error, self._facts.method, self._facts.address, grant)
             self._end_lane(lane, error)
 
     # Messages
@@ -220,60 +259,40 @@ class DeliverStream:
         if len(items) > MAX_FRAME_ITEMS:
             raise BadRequest("messages.items", f"at most {MAX_FRAME_ITEMS}")
         at = Instant(self._clock.monotonic(), self._clock.time())
-        checked: Lane | None = None
+        lane: Lane | None = None
         for item in items:
-            lane = self._lanes.get(item.lane)
-            if lane is None:
-                self._refuse_stray(item.lane)
-                continue
-            if lane is not checked:  # the clock stands still within a frame, so once a run of one lane is enough
-                if lane.open:
-                    self._check_token(lane, at)
-                checked = lane
-            number = lane.next_number
-            lane.next_number = number + 1
-            self._settle(lane, number, self._deliver(lane, item.message, at))
+            number = item.lane
+            if lane is None or lane.number != number:
+                # The clock stands still within a frame: one look at the token is enough for a run of one lane.
+                lane = self._lanes.get(number) or self._closed_lane(number)
+                self._check_token(lane, at)
+            place = lane.next_number
+            lane.next_number = place + 1
+            outcome = self._deliver(lane.opening, item.message, at)
+            if lane.waiting or isinstance(outcome, PendingReceipt):
+                self._queue(lane, place, outcome)
+            else:
+                self._answer_receipt(number, place, outcome)
 
-    def _deliver(self, lane: Lane, proto: Any, at: Instant) -> _Outcome | PendingReceipt:
-        if not lane.open:
+    def _deliver(self, opening: Opening | None, proto: types_pb2.Message, at: Instant) -> _Outcome | PendingReceipt:
+        if opening is None:
             return FailedPrecondition(ErrorReason.LANE_NOT_OPEN)
+        grant = opening.grant
         try:
-            scopes = lane.grant.scopes
-            if Scope.SEND not in scopes:
-                raise PermissionDenied(ErrorReason.SCOPE_MISSING)
-            message = message_from(proto)
-            if message.critical:
-                require_emit(message, scopes)
-            manager = lane.manager
-            return manager.send_to_user(manager.context, message, at)
-        except SidecarError as error:
-            self._recorder.note(error, self._facts.method, self._facts.address, lane.grant)
-            return error
+            return self._accept(opening.manager, grant.scopes, proto, at)
         except Exception as error:  # noqa: BLE001 - a bug costs its message, never the stream
-            report_incident(self._facts.method, error)
-            return SidecarError(ErrorReason.INTERNAL)
+            return refusal_of(error, self._facts, self._recorder, grant)
 
-    def _refuse_stray(self, number: int) -> None:
-        """A message for a lane that was never opened, or closed by the client; counted for so many lanes at most."""
-        place = self._strays.get(number, 0)
-        if number in self._strays or len(self._strays) < MAX_LANES:
-            self._strays[number] = place + 1
-        self._answer_receipt(number, place, FailedPrecondition(ErrorReason.LANE_NOT_OPEN))
-
-    def _settle(self, lane: Lane, number: int, outcome: _Outcome | PendingReceipt) -> None:
+    def _queue(self, lane: Lane, place: int, outcome: _Outcome | PendingReceipt) -> None:
+        """Keep an outcome until those before it in its lane have been answered."""
+        self._unconfirmed += 1
+        lane.waiting.append((place, outcome))
         if isinstance(outcome, PendingReceipt):
-            self._unconfirmed += 1
-            lane.waiting.append((number, outcome))
             outcome.add_done_callback(lambda _: self._confirmed(lane))
-        elif lane.waiting:
-            self._unconfirmed += 1
-            lane.waiting.append((number, outcome))
-        else:
-            self._answer_receipt(lane.number, number, outcome)
 
     def _confirmed(self, lane: Lane) -> None:
         while lane.waiting:
-            number, outcome = lane.waiting[0]
+            place, outcome = lane.waiting[0]
             if isinstance(outcome, PendingReceipt):
                 settled = outcome.receipt or outcome.error
                 if settled is None:
@@ -281,11 +300,11 @@ class DeliverStream:
                 outcome = settled
             lane.waiting.popleft()
             self._unconfirmed -= 1
-            self._answer_receipt(lane.number, number, outcome)
+            self._answer_receipt(lane.number, place, outcome)
 
     # Answers
 
-    def _answer_receipt(self, lane: int, number: int, outcome: _Outcome) -> None:
+    def _answer_receipt(self, lane: int, place: int, outcome: _Outcome) -> None:
         receipts = self._receipts
         if receipts is None or len(receipts) >= MAX_FRAME_ITEMS:
             response = pb.DeliverResponse()
@@ -294,7 +313,7 @@ class DeliverStream:
             self._ready.set()
         item = receipts.add()
         item.lane = lane
-        item.number = number
+        item.number = place
         if isinstance(outcome, Receipt):
             fill_receipt(item.receipt, outcome)
         else:
@@ -311,14 +330,15 @@ class DeliverStream:
         self._ready.set()
 
     async def _write(self) -> None:
-        while True:
-            await self._ready.wait()
-            self._ready.clear()
-            answers, self._answers = self._answers, []
-            self._receipts = None
-            self._unsent = 0
-            for answer in answers:
-                await self._call.write(answer.SerializeToString())
-            self._drained.set()
-            if self._finished and not self._answers and not self._unconfirmed:
-                return
+        try:
+            while not (self._finished and not self._answers and not self._unconfirmed):
+                await self._ready.wait()
+                self._ready.clear()
+                answers, self._answers = self._answers, []
+                self._receipts = None
+                self._unsent = 0
+                for answer in answers:
+                    await self._call.write(answer.SerializeToString())
+                self._drained.set()
+        finally:
+            self._drained.set()  # the reader may wait for it, and must see that nobody writes any more

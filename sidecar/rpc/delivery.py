@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING
 
 from sidecar.api.v1 import delivery_service_pb2 as pb
 from sidecar.core.close_codes import SERVICE_CODES, CloseCode, service_close
-from sidecar.core.errors import BadRequest, ErrorReason, PermissionDenied, SidecarError, Unsupported
+from sidecar.core.errors import (
+    BadRequest,
+    ErrorReason,
+    FailedPrecondition,
+    PermissionDenied,
+    SidecarError,
+    Unsupported,
+)
 from sidecar.core.identity import Scope
-from sidecar.core.message import Instant, Message, PendingReceipt, Receipt
+from sidecar.core.message import Instant, Message, PendingReceipt, Receipt, check_message
 from sidecar.core.ports import AuditEvent
+from sidecar.rpc.acceptance import require_emit
+from sidecar.rpc.boundary import refusal_of
 from sidecar.rpc.status import rich_status
 from sidecar.rpc.translate import fill_receipt, message_from, timestamp
 
@@ -19,6 +28,7 @@ if TYPE_CHECKING:
     from sidecar.core.factory import WebSocketManagerFactory
     from sidecar.core.manager import IsolatedWebSocketManager
     from sidecar.core.ports import Clock
+    from sidecar.rpc.acceptance import Acceptance
     from sidecar.rpc.boundary import CallFacts
     from sidecar.rpc.callers import Callers
     from sidecar.rpc.refusals import RefusalRecorder
@@ -44,9 +54,15 @@ class DeliveryMethods:
     """The unary methods of DeliveryService."""
 
     def __init__(
-        self, callers: Callers, factory: WebSocketManagerFactory, clock: Clock, recorder: RefusalRecorder
+        self,
+        callers: Callers,
+        acceptance: Acceptance,
+        factory: WebSocketManagerFactory,
+        clock: Clock,
+        recorder: RefusalRecorder,
     ) -> None:
         self._callers = callers
+        self._acceptance = acceptance
         self._factory = factory
         self._clock = clock
         self._recorder = recorder
@@ -56,9 +72,7 @@ class DeliveryMethods:
         manager = self._callers.opened(facts, request.isolation_key, request.expected_user_id, Scope.SEND)
         if request.HasField("wait_for_ack"):
             raise Unsupported
-        message = message_from(request.message)
-        require_emit(message, facts.grant.scopes)
-        receipt = manager.send_to_user(manager.context, message, self._now())
+        receipt = self._acceptance.accept(manager, facts.grant.scopes, request.message, self._now())
         response = pb.SendToUserResponse()
         fill_receipt(response.receipt, receipt if isinstance(receipt, Receipt) else await settled(receipt))
         return response
@@ -70,11 +84,16 @@ class DeliveryMethods:
         manager = self._callers.opened(facts, request.isolation_key, request.expected_user_id, Scope.EMIT)
         if request.HasField("wait_for_ack"):
             raise Unsupported
-        pending = manager.emit_critical_event(
-            manager.context, request.event_type, request.data, request.message_id, self._now()
-        )
+        if not request.event_type:
+            raise BadRequest("event_type", "required")
+        event = Message(request.message_id, request.event_type, request.data, critical=True)
+        try:
+            receipt = self._acceptance.send(manager, event, self._now())
+        except BadRequest as error:
+            field, description = error.violations[0]
+            raise BadRequest(_EVENT_FIELDS.get(field, field), description) from None
         response = pb.EmitCriticalEventResponse()
-        fill_receipt(response.receipt, await settled(pending))
+        fill_receipt(response.receipt, await settled(receipt))
         return response
 
     async def send_batch(self, request: pb.SendBatchRequest, facts: CallFacts) -> pb.SendBatchResponse:
@@ -105,6 +124,7 @@ class DeliveryMethods:
         own = self._callers.manager_of(grant)
         message = message_from(request.message)
         require_emit(message, grant.scopes)
+        check_message(message, self._factory.limits.max_message_bytes)
         everyone = (
             self._factory.managers_of_user(own.context.identity)
             if scope is Scope.BROADCAST_USER
@@ -140,12 +160,9 @@ class DeliveryMethods:
         try:
             grant = self._callers.verify(item.context_token)
             manager = self._callers.open(grant, item.isolation_key, item.expected_user_id, Scope.SEND)
-            message = message_from(item.message)
-            require_emit(message, grant.scopes)
-            return manager.send_to_user(manager.context, message, at)
-        except SidecarError as error:
-            self._recorder.note(error, facts.method, facts.address, grant)
-            return error
+            return self._acceptance.accept(manager, grant.scopes, item.message, at)
+        except Exception as error:  # noqa: BLE001 - a bug costs its item, never the batch
+            return refusal_of(error, facts, self._recorder, grant)
 
     async def _broadcast_to(
         self, everyone: Iterable[IsolatedWebSocketManager], message: Message
@@ -157,7 +174,9 @@ class DeliveryMethods:
             if manager.ended:
                 continue
             try:
-                receipt = await settled(manager.send_to_user(manager.context, message, self._now()))
+                receipt = await settled(self._acceptance.send(manager, message, self._now()))
+            except FailedPrecondition:  # said of the message, not of one manager: the first one says it
+                raise
             except SidecarError:
                 response.refused += 1
                 continue
@@ -173,9 +192,9 @@ _BROADCAST_SCOPES = {
     int(pb.BROADCAST_SCOPE_USER): Scope.BROADCAST_USER,
     int(pb.BROADCAST_SCOPE_TENANT): Scope.BROADCAST_TENANT,
 }
-
-
-def require_emit(message: Message, scopes: frozenset[Scope]) -> None:
-    """A critical message needs the emit scope, whichever way it comes."""
-    if message.critical and Scope.EMIT not in scopes:
-        raise PermissionDenied(ErrorReason.SCOPE_MISSING)
+_EVENT_FIELDS = {
+    "message.payload": "data",
+    "message.event_type": "event_type",
+    "message.message_id": "message_id",
+}
+"""Where EmitCriticalEvent carries what a Message has elsewhere."""

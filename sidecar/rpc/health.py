@@ -1,8 +1,13 @@
-"""grpc.health.v1 behind the boundary, so that it answers bad requests as every other service does."""
+"""grpc.health.v1 behind the boundary, so that it answers bad requests as every other service does.
+
+The library's servicer writes to a watcher while it holds the lock that `set` needs: one client that does not read would
+keep the sidecar from ever saying NOT_SERVING. Here a watcher is told, and writes in its own time.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Final, cast
+import asyncio
+from typing import Any, Final, NoReturn
 
 import grpc
 from grpc_health.v1 import health, health_pb2
@@ -10,20 +15,23 @@ from grpc_health.v1 import health, health_pb2
 from sidecar.rpc.boundary import Boundary, Call, CallFacts
 
 SERVICE: Final = health.SERVICE_NAME
+Response = health_pb2.HealthCheckResponse
 
 
 class Health:
     """The serving status of the whole ("") and of each service by name."""
 
     def __init__(self, services: tuple[str, ...]) -> None:
-        self._services = services
-        self._servicer = health.aio.HealthServicer()
+        self._statuses: dict[str, Any] = dict.fromkeys(("", *services), Response.NOT_SERVING)
+        self._watchers: set[asyncio.Event] = set()
 
-    async def set_serving(self, serving: bool) -> None:
-        """Tell every watcher."""
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for service in ("", *self._services):
-            await self._servicer.set(service, status)
+    def set_serving(self, serving: bool, *services: str) -> None:
+        """Tell every watcher of these services (none named: of all and the whole)."""
+        status = Response.SERVING if serving else Response.NOT_SERVING
+        for service in services or tuple(self._statuses):
+            self._statuses[service] = status
+        for changed in self._watchers:
+            changed.set()
 
     def handlers(self, boundary: Boundary) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
         """The methods of grpc.health.v1.Health on raw bytes."""
@@ -34,17 +42,22 @@ class Health:
         }
 
     async def _check(self, request: health_pb2.HealthCheckRequest, facts: CallFacts) -> health_pb2.HealthCheckResponse:
-        return await self._servicer.Check(request, facts.call)
+        status = self._statuses.get(request.service)
+        if status is None:
+            await facts.call.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+        return Response(status=status)
 
-    async def _watch(self, request: health_pb2.HealthCheckRequest, call: Call, _: CallFacts) -> None:
-        await self._servicer.Watch(request, cast(Call, _MessageCall(call)))
-
-
-class _MessageCall:
-    """The call as the servicer wants it: it writes messages where the raw call takes bytes."""
-
-    def __init__(self, call: Call) -> None:
-        self._call = call
-
-    async def write(self, message: health_pb2.HealthCheckResponse) -> None:
-        await self._call.write(message.SerializeToString())
+    async def _watch(self, request: health_pb2.HealthCheckRequest, call: Call, _: CallFacts) -> NoReturn:
+        changed = asyncio.Event()
+        self._watchers.add(changed)
+        told = None
+        try:
+            while True:
+                status = self._statuses.get(request.service, Response.SERVICE_UNKNOWN)
+                if status != told:
+                    await call.write(Response(status=status).SerializeToString())
+                    told = status
+                await changed.wait()
+                changed.clear()
+        finally:
+            self._watchers.discard(changed)

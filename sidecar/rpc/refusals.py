@@ -40,7 +40,7 @@ class RefusalRecorder:
             self._note_token(error, method, peer)
         elif isinstance(error, PermissionDenied):
             self._note_denied(error, method, peer, grant)
-        elif isinstance(error, ManagerGone):
+        elif isinstance(error, ManagerGone) and grant is not None:  # else an operator's, in the record of its call
             self._counters.context_validation_failures += 1
             self._record(AuditEvent.TOKEN_DENIED, error, method, peer, grant)
         elif isinstance(error, ResourceExhausted) and error.reason is ErrorReason.USER_LIMIT:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import random
 import socket
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +23,7 @@ from sidecar.api.v1 import (
 )
 from sidecar.core.errors import Unsupported
 from sidecar.rpc import health as health_service
+from sidecar.rpc.acceptance import Acceptance
 from sidecar.rpc.admin import AdminMethods
 from sidecar.rpc.boundary import Boundary, Call, CallFacts, Handler, unsupported
 from sidecar.rpc.callers import Callers
@@ -47,7 +50,10 @@ PACKAGE: Final = "sidecar.api.v1"
 SERVICES: Final = tuple(
     f"{PACKAGE}.{name}" for name in ("DeliveryService", "ContextService", "AgentService", "AdminService")
 )
+HANDLERS_END_S: Final = 1.0
 MAX_METADATA_BYTES: Final = 8 * 1024
+MAX_UNIX_PATH_BYTES: Final = 107
+"""Linux's `sun_path` less its NUL (unix(7)); gRPC's own error does not say so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +90,9 @@ class RpcEdge:
         self._recorder = RefusalRecorder(ports.audit, ports.floods, ports.counters)
         self._boundary = Boundary(self._recorder, settings.max_concurrent_calls)
         self._callers = Callers(ports.tokens, ports.services, ports.factory)
-        self._delivery = DeliveryMethods(self._callers, ports.factory, ports.clock, self._recorder)
-        self._streams = DeliverStreams(self._callers, ports.clock, self._recorder)
+        acceptance = Acceptance(ports.factory)
+        self._delivery = DeliveryMethods(self._callers, acceptance, ports.factory, ports.clock, self._recorder)
+        self._streams = DeliverStreams(self._callers, acceptance, ports.clock, self._recorder)
         self._context = ContextMethods(self._callers, ports.factory, ports.tokens, ports.users, ports.audit)
         self._admin = AdminMethods(self._callers, ports.factory, ports.counters, ports.audit, ports.clock)
         self._health = Health(SERVICES)
@@ -98,9 +105,14 @@ class RpcEdge:
         listen = self._settings.listen
         return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{self.port}"
 
+    @property
+    def active_calls(self) -> int:
+        """How many calls are under way."""
+        return self._boundary.active_calls
+
     async def start(self) -> None:
         """Bind and serve. Raises OSError (EADDRINUSE), or SettingError for a place unfit for a Unix socket."""
-        server = grpc.aio.server(options=self._options(), compression=None)
+        server = grpc.aio.server(options=server_options(self._settings), compression=None)
         for service, handlers in self._handlers().items():
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
         if self._settings.reflection:
@@ -110,17 +122,23 @@ class RpcEdge:
         self._bind(server)
         await server.start()
         self._server = server
-        await self._health.set_serving(True)
+        self._health.set_serving(True)
 
     async def stop_serving(self) -> None:
-        """Health says NOT_SERVING from now on; calls are still answered."""
-        await self._health.set_serving(False)
+        """Health says NOT_SERVING of the whole from now on; the services say so at `close`, as long they answer."""
+        self._health.set_serving(False, "")
 
     async def close(self, grace_s: float) -> None:
         """Take no new call, let those under way finish for `grace_s` seconds, cancel the rest."""
+        self._health.set_serving(False)
         server, self._server = self._server, None
-        if server is not None:
-            await server.stop(grace_s)
+        if server is None:
+            return
+        await server.stop(grace_s)
+        # gRPC tells its handlers to end and goes; what they held is let go of when they have.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(HANDLERS_END_S):
+                await self._boundary.idle.wait()
 
     def tick(self, at: Instant) -> None:
         """Once a second: lanes whose token has ended."""
@@ -136,23 +154,6 @@ class RpcEdge:
             self.port = server.add_insecure_port(listen)
         except RuntimeError:
             raise OSError(errno.EADDRINUSE, "address already in use") from None
-
-    def _options(self) -> list[tuple[str, Any]]:
-        settings = self._settings
-        age_s = settings.connection_age_s * random.uniform(0.9, 1.1)  # noqa: S311 - spreads reconnects, no secret
-        return [
-            # Two servers would silently share the port otherwise.
-            ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", settings.max_receive_bytes),
-            ("grpc.max_metadata_size", MAX_METADATA_BYTES),
-            ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
-            ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
-            # Clients may ping every 10 s, with or without calls; 5 s leaves room for their clocks.
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-            # No grace period: a connection of age takes no new call, its streams live on.
-            ("grpc.max_connection_age_ms", int(age_s * 1000)),
-        ]
 
     def _handlers(self) -> dict[str, dict[str, Handler]]:
         return {
@@ -216,6 +217,24 @@ class RpcEdge:
         raise Unsupported
 
 
+def server_options(settings: RpcSettings) -> list[tuple[str, Any]]:
+    """What gRPC is told (grpc_types.h); the age differs from server to server."""
+    age_s = settings.connection_age_s * random.uniform(0.9, 1.1)  # noqa: S311 - spreads reconnects, no secret
+    return [
+        # Two servers would silently share the port otherwise.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", settings.max_receive_bytes),
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
+        # Clients may ping every 10 s, with or without calls; 5 s leaves room for their clocks.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        # No grace period: a connection of age takes no new call, its streams live on.
+        ("grpc.max_connection_age_ms", int(age_s * 1000)),
+    ]
+
+
 def check_free(listen: str) -> None:
     """Raise OSError (EADDRINUSE) when somebody listens there: gRPC's own error does not say so."""
     host, _, port = listen.rpartition(":")
@@ -229,6 +248,8 @@ def check_free(listen: str) -> None:
 
 def prepare_unix_socket(path: Path) -> None:
     """The folder belongs to this user and lets no stranger in; a socket left over by a dead process goes away."""
+    if len(os.fsencode(path)) > MAX_UNIX_PATH_BYTES:
+        raise SettingError("grpc.listen", f"the path of a Unix socket is at most {MAX_UNIX_PATH_BYTES} bytes")
     folder = path.parent
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     facts = folder.stat()

@@ -9,19 +9,27 @@ from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from sidecar.core.errors import BadRequest, SidecarError, Status
+from sidecar.core.errors import BadRequest, ErrorReason, SidecarError, Status
 
 DOMAIN: Final = "sidecar"
 CODES: Final[dict[Status, int]] = {status: code_pb2.Code.Value(status.value) for status in Status}
 GRPC_CODES: Final[dict[int, grpc.StatusCode]] = {code.value[0]: code for code in grpc.StatusCode}
 
 
-def rich_status(error: SidecarError, incident_id: str | None = None) -> status_pb2.Status:
+class Incident(SidecarError):
+    """Something unforeseen: the caller is told `incident_id` and nothing else; the log says where it happened."""
+
+    def __init__(self, incident_id: str) -> None:
+        super().__init__(ErrorReason.INTERNAL)
+        self.incident_id = incident_id
+
+
+def rich_status(error: SidecarError) -> status_pb2.Status:
     """google.rpc.Status with ErrorInfo, RetryInfo where a retry helps, and BadRequest for fields."""
     status = status_pb2.Status(code=CODES[error.status], message=error.text)
     info = error_details_pb2.ErrorInfo(reason=error.reason.value, domain=DOMAIN)
-    if incident_id is not None:
-        info.metadata["incident_id"] = incident_id
+    if isinstance(error, Incident):
+        info.metadata["incident_id"] = error.incident_id
     status.details.append(_packed(info))
     if error.retry_after_s is not None:
         retry = error_details_pb2.RetryInfo()

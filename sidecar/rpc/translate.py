@@ -34,7 +34,8 @@ def message_from(proto: types_pb2.Message) -> Message:
 
 def _ttl_s(proto: types_pb2.Message) -> float:
     ttl = proto.ttl
-    if not -999_999_999 <= ttl.nanos <= 999_999_999:
+    # google.protobuf.Duration: less than a second of nanoseconds, and both of one sign.
+    if ttl.seconds < 0 or not 0 <= ttl.nanos <= 999_999_999:
         raise BadRequest("message.ttl", "more than 0 and at most one day")
     return float(ttl.seconds + ttl.nanos / 1e9)
 
@@ -50,8 +51,9 @@ def fill_receipt(proto: types_pb2.Receipt, receipt: Receipt) -> None:
     if duplicate:
         proto.duplicate = True
     seconds = int(accepted)
-    proto.accepted_time.seconds = seconds
-    proto.accepted_time.nanos = int((accepted - seconds) * 1e9)
+    accepted_time = proto.accepted_time
+    accepted_time.seconds = seconds
+    accepted_time.nanos = int((accepted - seconds) * 1e9)
 
 
 def timestamp(unix: float) -> Timestamp:
