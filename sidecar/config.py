@@ -261,7 +261,16 @@ class WebSocketSettings(_Section):
     max_handshakes: int = Field(default=1_000, ge=1, le=100_000, description="Handshakes under way at once.")
     handshake_timeout_s: Seconds = Field(default=5.0, ge=0.1, le=60, description="Seconds for a handshake.")
     connects_per_second_per_address: Seconds = Field(
-        default=50.0, ge=0, le=100_000, description="Handshakes a second from one address; 0 is no limit."
+        default=50.0,
+        ge=0,
+        le=100_000,
+        description="Handshakes a second from one address; 0 is no limit. Loopback has none.",
+    )
+    failures_per_second_per_address: Seconds = Field(
+        default=10.0,
+        ge=0,
+        le=100_000,
+        description="Refused tokens a second from one address; 0 is no limit. Not loopback.",
     )
 
     @property
