@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2
 from structlog.testing import capture_logs
 
 from sidecar.api.v1 import delivery_service_pb2_grpc as stubs
@@ -317,10 +318,12 @@ async def test_half_closing_waits_for_the_store(make_rig: MakeRig) -> None:
     stream = rig.deliver()
     await stream.opened(1, rig.attempt())
     await stream.send((1, MESSAGE), (1, MESSAGE))
-    finished = asyncio.ensure_future(stream.finish())
     await store.asked(2)
+    await stream.call.done_writing()
+    await rig.calls_under_way(1)
+    await rig.health.Check(health_pb2.HealthCheckRequest())  # behind the half-close, on the same connection
     store.confirm_all()
-    (answer,) = await finished
+    (answer,) = await stream.finish()
     assert outcomes(list(answer.receipts.items)) == [(1, 0, 1), (1, 1, 2)]
 
 
@@ -337,6 +340,21 @@ async def test_a_lane_opened_anew_answers_what_came_before_first(make_rig: MakeR
     store.confirm_all()
     assert outcomes(await stream.receipts(3)) == [(1, 0, 1), (1, 0, "BAD_REQUEST"), (1, 1, 2)]
     await stream.finish()
+
+
+async def test_a_frame_that_ends_the_stream_waits_for_the_answers_before_it(make_rig: MakeRig) -> None:
+    """So that nobody takes what was accepted for refused."""
+    store = ToldStore()
+    rig = await make_rig(store=store)
+    stream = rig.deliver()
+    await stream.opened(1, rig.attempt())
+    await stream.send((1, MESSAGE))
+    await stream.write()
+    await store.asked(1)
+    await rig.calls_under_way(1)
+    store.confirm()
+    assert outcomes(await stream.receipts(1)) == [(1, 0, 1)]
+    assert summary(await ended_with(stream.call)).field == "frame"
 
 
 async def test_the_end_of_a_context_answers_what_the_store_has_not(make_rig: MakeRig) -> None:

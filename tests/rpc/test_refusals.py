@@ -105,6 +105,13 @@ async def test_a_token_that_is_not_good(rig: Rig, way: Way, case: str) -> None:
     assert rig.alice.manager.outbox.head == 0
 
 
+@pytest.mark.parametrize("way", [by_batch, by_lane])
+@pytest.mark.parametrize("token", ["é", "a\0b", "a b", "\n"])
+async def test_a_token_in_a_field_may_be_any_text(rig: Rig, way: Way, token: str) -> None:
+    async with rig.seen(AuditEvent.TOKEN_DENIED, **NOBODY):
+        assert summary(await way(rig, with_token(lambda _: token)(rig))) == TOKEN_INVALID
+
+
 @WAYS
 async def test_an_expired_token_is_cut_out_of_the_cache(rig: Rig, way: Way) -> None:
     await rig.send(rig.alice)
