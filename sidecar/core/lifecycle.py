@@ -99,8 +99,11 @@ class ConnectionLifecycleManager:
     def writing_resumed(self, attach_id: str) -> None:
         """The socket's transport takes more again."""
         health = self._sockets.get(attach_id)
-        if health is not None:
+        if health is not None and health.blocked_since is not None:
             health.blocked_since = None
+            # Nothing is read while writing is paused: its pong, if it came, has not been seen.
+            health.pinged_at = None
+            self.reschedule()
 
     def health_check_connection(self, context: UserExecutionContext, attach_id: str, at: Instant) -> Close | None:
         """Ping the socket when it is time; the close it has earned when it is overdue, slow or expired, else None."""
@@ -110,10 +113,11 @@ class ConnectionLifecycleManager:
         now = at.monotonic
         if now >= health.token_ends_at:
             return catalogued(CloseCode.TOKEN_EXPIRED)
-        if health.pinged_at is not None and now >= health.pinged_at + self._limits.pong_timeout_s:
+        if health.blocked_since is not None:
+            if now >= health.blocked_since + self._limits.slow_consumer_timeout_s:
+                return catalogued(CloseCode.SLOW_CONSUMER)
+        elif health.pinged_at is not None and now >= health.pinged_at + self._limits.pong_timeout_s:
             return catalogued(CloseCode.PONG_TIMEOUT)
-        if health.blocked_since is not None and now >= health.blocked_since + self._limits.slow_consumer_timeout_s:
-            return catalogued(CloseCode.SLOW_CONSUMER)
         self._remind(health, now)
         return None
 
@@ -163,10 +167,18 @@ class ConnectionLifecycleManager:
         if now >= health.context_token_due_at:
             health.context_token_due_at = now + WARNING_S / 4  # asked again should the minting fail
             health.socket.notify(ContextTokenDue())
-        if now >= health.next_ping_at and health.pinged_at is None:
+        if now >= health.next_ping_at and health.pinged_at is None and health.blocked_since is None:
             health.pinged_at = now
             health.next_ping_at = now + self._limits.health_check_interval_s
             health.socket.ping(b"")
+
+    def _next_check(self, health: _SocketHealth) -> float:
+        """When the socket's pings are next to be looked at; the next one waits for the pong of the last."""
+        if health.blocked_since is not None:
+            return health.blocked_since + self._limits.slow_consumer_timeout_s
+        if health.pinged_at is not None:
+            return health.pinged_at + self._limits.pong_timeout_s
+        return health.next_ping_at
 
     def _next_due(self, now: float | None) -> float:
         manager, limits = self._manager, self._limits
@@ -177,13 +189,7 @@ class ConnectionLifecycleManager:
             due = min(due, health.token_ends_at, health.context_token_due_at)
             if not health.warned:
                 due = min(due, health.token_ends_at - WARNING_S)
-            # The next ping waits for the pong of the last one, which may take longer than the interval.
-            if health.pinged_at is None:
-                due = min(due, health.next_ping_at)
-            else:
-                due = min(due, health.pinged_at + limits.pong_timeout_s)
-            if health.blocked_since is not None:
-                due = min(due, health.blocked_since + limits.slow_consumer_timeout_s)
+            due = min(due, self._next_check(health))
         if now is None:
             return due
         # Messages come and go too often to reschedule for each: their time is looked at once an interval, and when the

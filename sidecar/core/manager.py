@@ -140,6 +140,7 @@ class IsolatedWebSocketManager:
             return
         if self.primary is not None:
             self.close_connection(self.primary, catalogued(CloseCode.TAKEN_OVER), at)
+            self._require(context)  # a raw context has just ended with its socket
         self.primary = socket
         self.detached_at = None
 

@@ -199,14 +199,14 @@ class Outbox:
             entry = self._in_time[0]
             if entry.sequence > self.confirmed:  # its append is on its way; the writer looks at its time again
                 break
-            self._in_time.popleft()
-            self._expire(entry)
+            self.drop(entry, GapReason.EXPIRED)
         while self._deadlines and self._deadlines[0][0] <= now:
             entry = self._deadlines[0][2]
             if entry.sequence > self.confirmed:
                 break
             heappop(self._deadlines)
-            self._expire(entry)
+            if entry.kept:
+                self.drop(entry, GapReason.EXPIRED)
         return before - self.ordinary_bytes
 
     def next_expiry(self) -> float:
@@ -264,10 +264,6 @@ class Outbox:
         if messages > 0 or surplus > 0:
             raise ResourceExhausted(ErrorReason.OUTBOX_FULL, retry_after_s=1.0)
         return chosen
-
-    def _expire(self, entry: OutboxEntry) -> None:
-        if entry.kept:
-            self.drop(entry, GapReason.EXPIRED)
 
     def _remove(self, entry: OutboxEntry) -> None:
         del self.entries[entry.sequence]

@@ -44,17 +44,18 @@ class Health:
 
     def look(self, now: float) -> None:
         """What a look at this socket at this second must lead to."""
+        blocked = self.blocked_since is not None  # then nothing is read, so that no pong can be missed
         if now >= self.token_ends_at:
             self.closed = CloseCode.TOKEN_EXPIRED
-        elif self.pinged_at is not None and now >= self.pinged_at + PONG_S:
-            self.closed = CloseCode.PONG_TIMEOUT
         elif self.blocked_since is not None and now >= self.blocked_since + SLOW_S:
             self.closed = CloseCode.SLOW_CONSUMER
+        elif not blocked and self.pinged_at is not None and now >= self.pinged_at + PONG_S:
+            self.closed = CloseCode.PONG_TIMEOUT
         else:
             if not self.warned and now >= self.token_ends_at - 60.0:
                 self.warned = True
                 self.warnings += 1
-            if self.pinged_at is None and now >= self.next_ping_at:
+            if self.pinged_at is None and not blocked and now >= self.next_ping_at:
                 self.pings += 1
                 self.pinged_at, self.next_ping_at = now, now + INTERVAL_S
 
@@ -237,7 +238,7 @@ class ManyUsers(RuleBasedStateMachine):
                 health.blocked_since = self.now()
                 self.core.pause(self.pick(which).manager, health.socket)
             else:
-                health.blocked_since = None
+                health.blocked_since = health.pinged_at = None
                 self.core.resume(self.pick(which).manager, health.socket)
 
     @precondition(lambda self: self.live)

@@ -335,3 +335,24 @@ def test_a_raw_context_ends_with_a_socket_that_is_overdue() -> None:
     assert socket.closed_with == Close(4000, "token_expired")
     assert manager.ended
     assert reasons(core) == ["token_expired"]
+
+
+def test_a_slow_consumer_that_answers_pings_is_slow_and_not_silent() -> None:
+    """Nothing is read while writing is paused, so that a pong on its way cannot be seen: only slowness counts."""
+    driven = Driven()
+    driven.core.tick(60.0)
+    assert len(driven.socket.pings) == 1
+    driven.core.pause(driven.manager, driven.socket)
+    assert driven.until_closed(pongs=False) == (90.0, Close(4003, "slow_consumer"))
+
+
+def test_a_socket_that_takes_more_again_is_pinged_anew() -> None:
+    """What was sent while nothing was read is not held against it; silence from then on is."""
+    driven = Driven()
+    driven.core.tick(60.0)
+    driven.core.pause(driven.manager, driven.socket)
+    driven.core.tick(25.0)
+    driven.core.resume(driven.manager, driven.socket)
+    driven.core.tick(35.0)
+    assert len(driven.socket.pings) == 2
+    assert driven.until_closed(pongs=False) == (140.0, Close(4002, "pong_timeout"))

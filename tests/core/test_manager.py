@@ -692,6 +692,7 @@ def test_a_waiting_append_does_not_hold_back_what_is_before_it(core: Core, store
     core.resume(manager, socket)
     assert gaps(socket) == [(1, 1, "expired")]
     assert list(manager.outbox.entries) == [2]
+    assert core.user_bytes(manager) == SIZE
     store.confirm()
     core.send_later(manager)
     store.confirm()
@@ -774,7 +775,7 @@ def test_a_raw_message_leaves_the_outbox_when_written_and_is_never_acknowledged(
     assert (receipt.state, receipt.connections) == (DeliveryState.WRITTEN, 1)
     assert socket.frames == [b"{}"]
     assert manager.outbox.entries == {}
-    assert queued_bytes(core, manager) == 0
+    assert (queued_bytes(core, manager), core.user_bytes(manager)) == (0, 0)
     assert core.send(manager, message_id="id").state is DeliveryState.WRITTEN
 
 
@@ -787,7 +788,7 @@ def test_a_raw_client_that_is_slow_gets_what_waits_and_no_gap_frame() -> None:
     core.resume(manager, socket)
     assert socket.frames == [b"2"]
     assert core.send(manager, b"3").state is DeliveryState.WRITTEN
-    assert queued_bytes(core, manager) == 0
+    assert (queued_bytes(core, manager), core.user_bytes(manager)) == (0, 0)
 
 
 def test_a_store_is_told_what_a_raw_client_was_given(core: Core, store: LaterStore) -> None:
@@ -815,6 +816,15 @@ def test_a_raw_context_ends_when_its_socket_is_closed() -> None:
     assert socket.closed_with == Close(4002, "pong_timeout")
     assert core.audit.of(AuditEvent.CONTEXT_CLOSED)[0].fields["reason"] == "pong_timeout"
     assert closes(core) == [(socket.attach_id, 4002)]
+
+
+def test_a_raw_context_is_not_taken_over() -> None:
+    core = Core()
+    manager, socket = raw(core)
+    with pytest.raises(ManagerGone):
+        core.attach(manager)
+    assert socket.closed_with == Close(4503, "taken_over")
+    assert manager.connections == ()
 
 
 # The end

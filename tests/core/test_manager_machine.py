@@ -417,9 +417,7 @@ class OneUser(RuleBasedStateMachine):
             assert (stats.outbox_messages, stats.outbox_bytes) == (len(one.kept), outbox.queued_bytes)
             assert (stats.messages_sent_total, stats.messages_failed_total) == (one.accepted, one.refused)
             assert stats.cleanup_scheduled is not one.attached
-        account = self.core.factory._resources.account_of(self.both[0].manager.context.identity)
-        assert account is not None
-        assert account.queued_bytes == sum(one.manager.outbox.queued_bytes for one in self.both)
+        assert self.core.user_bytes(self.both[0].manager) == sum(one.manager.outbox.queued_bytes for one in self.both)
 
     def bounds_hold(self) -> None:
         limits = LIMITS.outbox

@@ -144,6 +144,11 @@ class Core:
         assert isinstance(receipt, PendingReceipt)
         return receipt
 
+    def user_bytes(self, manager: IsolatedWebSocketManager) -> int:
+        """What the manager's user is held to have queued over all contexts."""
+        account = self.factory._resources.account_of(manager.context.identity)
+        return 0 if account is None else account.queued_bytes
+
     def tick(self, seconds: float = 0.0) -> None:
         """Let time pass, then have the factory look once."""
         self.factory.tick(self.clock.advance(seconds))
