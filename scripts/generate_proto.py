@@ -125,7 +125,7 @@ def lint() -> int:
     prepare_googleapis()
     buf = prepare_buf(npm)
     if buf is None:
-        return skip("npm has none for this platform")
+        return skip("npm could not fetch it, or has none for this platform")
     for command in (["lint"], ["format", "--diff", "--exit-code", "proto"]):
         if subprocess.run([buf, *command], cwd=ROOT, check=False).returncode:
             raise Failed(f"buf {command[0]}: the contract does not pass")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import resource
 import secrets
 import signal
+import socket
 import tempfile
 import time
 from contextlib import ExitStack
@@ -17,6 +20,7 @@ import uvloop
 
 from sidecar import __version__
 from sidecar.cluster.local import LocalOwnerDirectory
+from sidecar.config import StartError
 from sidecar.core.close_codes import CloseCode, catalogued
 from sidecar.core.context_factory import ConnectionContextFactoryManager
 from sidecar.core.factory import WebSocketManagerFactory
@@ -41,7 +45,7 @@ from sidecar.ws.edge import WebSocketEdge
 from sidecar.ws.settings import WebSocketSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Awaitable, Coroutine
 
     from sidecar.config import Config, UserTokenSettings
     from sidecar.development import Development
@@ -65,7 +69,7 @@ def random_hexadecimal(size: int) -> str:
 
 
 class Sidecar:
-    """One running sidecar. `start` raises SettingError or OSError and leaves nothing behind; `stop` is idempotent."""
+    """One running sidecar. `start` raises SettingError or StartError and leaves nothing; `stop` is idempotent."""
 
     def __init__(self, config: Config, development: Development | None = None) -> None:
         self._config = config
@@ -124,10 +128,10 @@ class Sidecar:
         """Open the trail, then the listeners; ready only when all of them serve."""
         try:
             self.audit.start()
-            await self.ops.start()
+            await _listening("ops.listen", self._config.ops.listen, self.ops.start())
             self.ws = self._websocket_edge()
-            await self.ws.start()
-            await self.rpc.start()
+            await _listening("websocket.listen", self._config.websocket.listen, self.ws.start())
+            await _listening("grpc.listen", self._config.grpc.listen, self.rpc.start())
             if self._development is not None:
                 await self._development.start(self.ops, self.ws.port, self.rpc.target)
         except BaseException:
@@ -222,7 +226,7 @@ class Sidecar:
 
 
 def run(config: Config, development: bool = False) -> int:
-    """Serve until SIGTERM or SIGINT. Returns the exit code; raises SettingError or OSError when it cannot start."""
+    """Serve until SIGTERM or SIGINT. Returns the exit code; raises SettingError or StartError when it cannot start."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # memory holds payloads and keys
     with ExitStack() as stack:
         made_up: Development | None = None
@@ -247,6 +251,18 @@ async def _serve(sidecar: Sidecar, development: Development | None) -> int:
     await stopping.wait()
     await sidecar.stop()
     return 0
+
+
+async def _listening(setting: str, address: str, starting: Awaitable[None]) -> None:
+    """Start one listener. Raises StartError that names the setting and the address."""
+    try:
+        await starting
+    except OSError as error:
+        in_use = error.errno == errno.EADDRINUSE
+        problem = "is in use" if in_use else f"cannot be listened on: {os.strerror(error.errno or errno.EIO)}"
+        if isinstance(error, socket.gaierror):
+            problem = "cannot be listened on: the name is unknown"
+        raise StartError(f"{setting}: {address} {problem}") from None
 
 
 def _limits(config: Config) -> Limits:

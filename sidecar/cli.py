@@ -1,12 +1,11 @@
 """The command line. Each command imports what it needs, so that the small ones start at once.
 
 Exit codes: 0 done · 1 no (tampered, not ready, a port in use) · 2 the command was called wrongly · 78 a setting cannot
-be used. What is not 0 says why in one line on standard error.
+be used. What is not 0 says why on standard error, in one line but for a wrong call.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from collections.abc import Callable
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
 EXIT_CONFIG: Final = 78
 """EX_CONFIG of sysexits.h."""
-
-_LISTEN_ERRORS: Final = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES})
 
 DEFAULT_OPS_LISTEN: Final = "127.0.0.1:8081"
 HEALTH_TIMEOUT_S: Final = 2.0
@@ -187,16 +184,15 @@ def _load(config_file: Path | None) -> Config:
 
 def exit_code_of(run: Callable[[], int]) -> int:
     """Run the sidecar; say why it could not start. Raises SettingError for a file that cannot be used."""
+    from sidecar.config import StartError
     from sidecar.security.audit_record import AuditFileError
 
     try:
         return run()
     except AuditFileError as error:
         raise SettingError("audit.path", str(error)) from None
-    except OSError as error:
-        if error.errno not in _LISTEN_ERRORS:
-            raise
-        click.echo(" ".join(str(error.strerror).split()), err=True)
+    except StartError as error:
+        click.echo(str(error), err=True)
         return 1
 
 

@@ -63,6 +63,10 @@ class ConfigError(SettingError):
     """A setting that is missing, unknown or breaks a rule. At start-up: exit 78."""
 
 
+class StartError(Exception):
+    """What keeps the sidecar from starting though its settings are good, such as a port in use: one line. Exit 1."""
+
+
 @dataclass(frozen=True, slots=True)
 class TcpAddress:
     """A host (without the brackets of IPv6) and a port; port 0 is any free one."""
@@ -405,10 +409,11 @@ class LimitSettings(_Section):
         default=65_536, ge=1024, le=16 * MIB, description="Bytes of one message from a client."
     )
     queued_bytes_per_user: int = Field(
-        default=8 * MIB,
+        default=16 * MIB,
         ge=1,
         le=16 * 1024 * MIB,
-        description="Bytes queued for one user in all managers, payload + 256 a message.",
+        description="Bytes queued for one user in all managers, payload + 256 a message. Over it written messages of "
+        "the context that is sent to give way, as in a full outbox, or the send is refused USER_LIMIT.",
     )
     messages_per_second_per_user: Seconds = Field(
         default=0.0, ge=0, le=10_000_000, description="Messages a second to one user; 0 is no limit."

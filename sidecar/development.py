@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sidecar.config import AuditSettings, Config, ConfigError, UserTokenSettings, development_config
+from sidecar.config import AuditSettings, Config, ConfigError, StartError, UserTokenSettings, development_config
 from sidecar.ops.development import DevelopmentSite
 from sidecar.security.files import create_private
 from sidecar.security.keys import load_hmac_secret
@@ -127,7 +127,7 @@ class Development:
         except TimeoutError:
             line = ""
         if "http://" not in line:
-            raise ChildProcessError("the demo agent did not start")
+            raise StartError("the demo agent did not start")
         return "http://" + line.partition("http://")[2].strip()
 
 

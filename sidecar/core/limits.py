@@ -25,7 +25,7 @@ class Limits:
     pong_timeout_s: float = 20.0
     slow_consumer_timeout_s: float = 30.0
     max_message_bytes: int = 262_144
-    queued_bytes_per_user: int = 8 * 1024 * 1024
+    queued_bytes_per_user: int = 16 * 1024 * 1024
     messages_per_second_per_user: float = 0.0
     outbox: OutboxLimits = field(default_factory=OutboxLimits)
 
@@ -40,14 +40,18 @@ class TokenBucket:
         self._burst = self._level = max(rate, 1.0)
         self._seen = now
 
-    def take(self, now: float, amount: float = 1.0) -> float:
-        """Take `amount` and return 0.0, or take nothing and return the seconds until it may be had."""
+    def wait(self, now: float, amount: float = 1.0) -> float:
+        """The seconds until `amount` may be taken; 0.0 when it may be now."""
         self._level = min(self._burst, self._level + (now - self._seen) * self._rate)
         self._seen = now
-        if self._level >= amount:
+        return 0.0 if self._level >= amount else (amount - self._level) / self._rate
+
+    def take(self, now: float, amount: float = 1.0) -> float:
+        """Take `amount` and return 0.0, or take nothing and return the seconds until it may be had."""
+        wait_s = self.wait(now, amount)
+        if not wait_s:
             self._level -= amount
-            return 0.0
-        return (amount - self._level) / self._rate
+        return wait_s
 
 
 class UserAccount:
@@ -93,8 +97,8 @@ class UserLevelResourceManager:
         if len(account.managers) < self.limits.managers_per_user:
             return None
         detached = [manager for manager in account.managers.values() if manager.detached_at is not None]
+        self.limit_hits += 1
         if not detached:
-            self.limit_hits += 1
             raise ResourceExhausted(ErrorReason.USER_LIMIT)
         return min(detached, key=lambda manager: manager.detached_at or 0.0)
 
@@ -115,16 +119,17 @@ class UserLevelResourceManager:
             self.limit_hits += 1
             raise ResourceExhausted(ErrorReason.USER_LIMIT)
 
-    def admit_message(self, account: UserAccount, size: int, now: float) -> None:
-        """Raise RATE_LIMITED or USER_LIMIT unless the user's rate and queued bytes allow one more message."""
-        if account.queued_bytes + size > self.limits.queued_bytes_per_user:
-            self.limit_hits += 1
-            raise ResourceExhausted(ErrorReason.USER_LIMIT, retry_after_s=1.0)
+    def admit_rate(self, account: UserAccount, now: float) -> None:
+        """Raise RATE_LIMITED unless the user's rate allows one more message; `TokenBucket.take` is what spends it."""
         if account.bucket is not None:
-            wait_s = account.bucket.take(now)
+            wait_s = account.bucket.wait(now)
             if wait_s:
                 self.limit_hits += 1
                 raise ResourceExhausted(ErrorReason.RATE_LIMITED, retry_after_s=wait_s)
+
+    def bytes_over(self, account: UserAccount, size: int) -> int:
+        """How far `size` more bytes would put the user over what may be queued; not positive when they fit."""
+        return account.queued_bytes + size - self.limits.queued_bytes_per_user
 
     def release(self, account: UserAccount) -> None:
         """Forget an account that holds no manager."""

@@ -17,6 +17,7 @@ from sidecar.core.errors import (
     FailedPrecondition,
     IsolationViolation,
     ManagerGone,
+    ResourceExhausted,
     SidecarError,
     Unavailable,
 )
@@ -135,7 +136,7 @@ class IsolatedWebSocketManager:
         """
         self._require(context)
         if mirror:
-            self._resources.admit_connection(1 + len(self.mirrors))
+            self.admit_mirror()
             self.mirrors[socket.attach_id] = socket
             return
         if self.primary is not None:
@@ -143,6 +144,10 @@ class IsolatedWebSocketManager:
             self._require(context)  # a raw context has just ended with its socket
         self.primary = socket
         self.detached_at = None
+
+    def admit_mirror(self) -> None:
+        """Raise USER_LIMIT when there is no room for one more mirror beside a primary."""
+        self._resources.admit_connection(1 + len(self.mirrors))
 
     def remove_connection(self, context: UserExecutionContext, attach_id: str, code: int, at: Instant) -> bool:
         """A socket is gone, with that close code (1006 for none). False when it was not this manager's any more.
@@ -289,16 +294,24 @@ class IsolatedWebSocketManager:
             if known is not None:
                 return known
         size = len(message.payload) + MESSAGE_OVERHEAD_BYTES
-        self._resources.admit_message(self._account, size, at.monotonic)
-        outbox = self.outbox
-        socket = self.primary
+        self._resources.admit_rate(self._account, at.monotonic)
+        self._make_room(message, size, at)
+        if self._account.bucket is not None:
+            self._account.bucket.take(at.monotonic)
+        return self._append(message, size, at)
+
+    def _make_room(self, message: Message, size: int, at: Instant) -> None:
+        outbox, socket, resources = self.outbox, self.primary, self._resources
         yielding = (socket is not None and socket.writable) or not outbox.ever_acknowledged
         before = outbox.ordinary_bytes
         try:
-            outbox.make_room(size, message.critical, yielding, at.monotonic)
+            over_user = resources.bytes_over(self._account, size)
+            outbox.make_room(size, message.critical, yielding, at.monotonic, over_user)
+        except ResourceExhausted as error:
+            resources.limit_hits += error.reason is ErrorReason.USER_LIMIT
+            raise
         finally:  # what expired has gone though the message may be refused
             self._account.queued_bytes -= before - outbox.ordinary_bytes
-        return self._append(message, size, at)
 
     def _append(self, message: Message, size: int, at: Instant) -> Receipt | PendingReceipt:
         outbox = self.outbox

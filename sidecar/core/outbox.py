@@ -108,26 +108,27 @@ class Outbox:
         """What is queued, payload + 256 bytes each."""
         return self.ordinary_bytes + self._critical_bytes
 
-    def make_room(self, size: int, critical: bool, yielding: bool, now: float) -> int:
+    def make_room(self, size: int, critical: bool, yielding: bool, now: float, over_user: int = 0) -> int:
         """Raise OUTBOX_FULL unless `size` more bytes fit, after what expired has gone and written messages gave way.
 
-        They do when `yielding`: the client is attached and its writer runs, or it never acknowledged anything. None
-        gives way for a message that is refused all the same; what has expired goes whatever becomes of the message.
+        They do when `yielding`: the client is attached and its writer runs, or it never acknowledged anything. So much
+        gives way that the user, who would be `over_user` bytes over the limit, is within it too, or USER_LIMIT is
+        raised. None gives way for a message that is refused all the same; what has expired goes whatever becomes of it.
         Returns the bytes set free.
         """
-        limits = self.limits
         if critical:
-            full = len(self._critical) >= limits.critical_reserve
-            if full or self._critical_bytes + size > limits.critical_reserve_bytes:
-                raise ResourceExhausted(ErrorReason.OUTBOX_FULL, retry_after_s=1.0)
-            return 0
-        if self._fits(size):
+            self._check_reserve(size)
+        if over_user <= 0 and (critical or self._fits(size)):
             return 0
         freed = self.drop_expired(now)
-        if not self._fits(size):
-            for entry in self._giving_way(size, yielding):
-                freed += entry.size
-                self.drop(entry, GapReason.EVICTED)
+        messages, surplus = (0, 0) if critical else self._excess(size)
+        chosen = self._giving_way(messages, max(surplus, over_user - freed), yielding)
+        if chosen is None:
+            full = self._giving_way(messages, surplus, yielding) is None
+            raise ResourceExhausted(ErrorReason.OUTBOX_FULL if full else ErrorReason.USER_LIMIT, retry_after_s=1.0)
+        for entry in chosen:
+            freed += entry.size
+            self.drop(entry, GapReason.EVICTED)
         return freed
 
     def append(self, frame: bytes, size: int, now: float, ttl_s: float | None, critical: bool) -> OutboxEntry:
@@ -245,14 +246,22 @@ class Outbox:
         self._holes.clear()
         self.ordinary_bytes = self._critical_bytes = 0
 
+    def _check_reserve(self, size: int) -> None:
+        full = len(self._critical) >= self.limits.critical_reserve
+        if full or self._critical_bytes + size > self.limits.critical_reserve_bytes:
+            raise ResourceExhausted(ErrorReason.OUTBOX_FULL, retry_after_s=1.0)
+
     def _fits(self, size: int) -> bool:
         room = len(self.entries) - len(self._critical) < self.limits.max_messages
         return room and self.ordinary_bytes + size <= self.limits.max_bytes
 
-    def _giving_way(self, size: int, yielding: bool) -> list[OutboxEntry]:
-        """The oldest written messages that make `size` bytes fit when they go. Raises OUTBOX_FULL, nothing changed."""
+    def _excess(self, size: int) -> tuple[int, int]:
+        """How many messages and how many bytes too many there would be with one more message of that size."""
         messages = len(self.entries) - len(self._critical) + 1 - self.limits.max_messages
-        surplus = self.ordinary_bytes + size - self.limits.max_bytes
+        return messages, self.ordinary_bytes + size - self.limits.max_bytes
+
+    def _giving_way(self, messages: int, surplus: int, yielding: bool) -> list[OutboxEntry] | None:
+        """The oldest written messages that are at least so many and so large; None when there are not enough."""
         chosen: list[OutboxEntry] = []
         for entry in self._ordinary if yielding else ():
             if entry.sequence > self.cursor or (messages <= 0 and surplus <= 0):
@@ -261,9 +270,7 @@ class Outbox:
                 chosen.append(entry)
                 messages -= 1
                 surplus -= entry.size
-        if messages > 0 or surplus > 0:
-            raise ResourceExhausted(ErrorReason.OUTBOX_FULL, retry_after_s=1.0)
-        return chosen
+        return None if messages > 0 or surplus > 0 else chosen
 
     def _remove(self, entry: OutboxEntry) -> None:
         del self.entries[entry.sequence]

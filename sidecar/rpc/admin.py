@@ -71,7 +71,7 @@ class AdminMethods:
         )
 
     async def list_managers(self, request: pb.ListManagersRequest, facts: CallFacts) -> pb.ListManagersResponse:
-        """Live managers in the order of their keys, as far as the service's tenants go."""
+        """Live managers in the order of their connection_ids, as far as the service's tenants go."""
         service = self._callers.service(facts, Permission.ADMIN)
         _check_filter(request.tenant_id, request.user_id)
         if request.tenant_id and not service.allows_tenant(request.tenant_id):

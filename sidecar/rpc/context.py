@@ -14,6 +14,7 @@ from sidecar.core.errors import (
 )
 from sidecar.core.identity import Scope
 from sidecar.core.ports import AuditEvent
+from sidecar.rpc.refusals import Claimant
 from sidecar.rpc.translate import timestamp, user_context
 from sidecar.security.audit_record import AuditRecord
 from sidecar.security.service_auth import DEFAULT_SCOPES, Permission
@@ -92,12 +93,14 @@ class ContextMethods:
         """A context token for a service that holds the user's own token and the connection_id."""
         service = self._callers.service(facts, Permission.EXCHANGE)
         user = self._users.verify(request.user_token)
+        facts.grant = Claimant(service.name, user.tenant_id, user.user_id)
         # Before any look-up: what a service may have nothing to do with, it is told nothing of.
         if not service.allows_tenant(user.tenant_id):
             raise PermissionDenied(ErrorReason.SERVICE_DENIED)
         context = self._context_of(user, request.connection_id)
-        token = self._tokens.mint(context, requested_scopes(service, request.scopes))
-        fields = {"token_id": token.token_id, "service": service.name}
+        scopes = requested_scopes(service, request.scopes)
+        token = self._tokens.mint(context, scopes)
+        fields = {"token_id": token.token_id, "service": service.name, "scopes": " ".join(sorted(scopes))}
         await self._audit.grant(AuditRecord(AuditEvent.TOKEN_EXCHANGED, context, fields))
         return pb.ExchangeContextTokenResponse(
             isolation_key=context.get_isolation_key(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sidecar.core.errors import (
     ErrorReason,
@@ -16,10 +16,22 @@ from sidecar.core.errors import (
 from sidecar.core.ports import AuditEvent
 
 if TYPE_CHECKING:
-    from sidecar.core.ports import AuditTrail
+    from sidecar.core.ports import AuditTrail, AuditValue
     from sidecar.core.statistics import SecurityCounters
     from sidecar.security.context_tokens import ContextGrant
     from sidecar.security.refusals import Refusals
+
+
+class Claimant(NamedTuple):
+    """Who asks for an exchange: a service, with the user's own token."""
+
+    service: str
+    tenant_id: str
+    user_id: str
+
+
+if TYPE_CHECKING:
+    Caller = ContextGrant | Claimant | None
 
 
 class RefusalRecorder:
@@ -34,18 +46,18 @@ class RefusalRecorder:
         self._floods = floods
         self._counters = counters
 
-    def note(self, error: SidecarError, method: str, peer: str, grant: ContextGrant | None = None) -> None:
-        """Record one refusal of `method`; `grant` is the verified context token, where it came so far."""
+    def note(self, error: SidecarError, method: str, peer: str, caller: Caller = None) -> None:
+        """Record one refusal of `method`; `caller` is who it was, where it came so far."""
         if isinstance(error, Unauthenticated):
             self._note_token(error, method, peer)
         elif isinstance(error, PermissionDenied):
-            self._note_denied(error, method, peer, grant)
-        elif isinstance(error, ManagerGone) and grant is not None:  # else an operator's, in the record of its call
+            self._note_denied(error, method, peer, caller)
+        elif isinstance(error, ManagerGone) and caller is not None:  # else an operator's, in the record of its call
             self._counters.context_validation_failures += 1
-            self._record(AuditEvent.TOKEN_DENIED, error, method, peer, grant)
+            self._record(AuditEvent.TOKEN_DENIED, error, method, peer, caller)
         elif isinstance(error, ResourceExhausted) and error.reason is ErrorReason.USER_LIMIT:
             self._counters.resource_limit_enforcements += 1
-            self._record(AuditEvent.LIMIT_ENFORCED, error, method, peer, grant)
+            self._record(AuditEvent.LIMIT_ENFORCED, error, method, peer, caller)
 
     def _note_token(self, error: Unauthenticated, method: str, peer: str) -> None:
         self._counters.unauthorized_access_attempts += 1
@@ -56,33 +68,32 @@ class RefusalRecorder:
             peer, error.reason.value, event=AuditEvent.TOKEN_DENIED, method=method, fault=error.fault.value
         )
 
-    def _note_denied(self, error: PermissionDenied, method: str, peer: str, grant: ContextGrant | None) -> None:
+    def _note_denied(self, error: PermissionDenied, method: str, peer: str, caller: Caller) -> None:
         if isinstance(error, IsolationViolation):
             self._counters.isolation_violations_detected += 1
-            self._record(AuditEvent.ISOLATION_VIOLATION, error, method, peer, grant)
+            self._record(AuditEvent.ISOLATION_VIOLATION, error, method, peer, caller)
             return
         self._counters.unauthorized_access_attempts += 1
         scope = error.reason is ErrorReason.SCOPE_MISSING
         event = AuditEvent.SCOPE_DENIED if scope else AuditEvent.SERVICE_DENIED
-        self._record(event, error, method, peer, grant)
+        self._record(event, error, method, peer, caller)
 
-    def _record(
-        self, event: AuditEvent, error: SidecarError, method: str, peer: str, grant: ContextGrant | None
-    ) -> None:
-        if grant is None:
-            self._audit.record(event, reason=error.reason.value, method=method, address=peer)
-            return
-        self._audit.record(
-            event,
-            reason=error.reason.value,
-            method=method,
-            address=peer,
-            tenant_id=grant.tenant_id,
-            user_id=grant.user_id,
-            session_id=grant.session_id,
-            connection_id=grant.connection_id,
-            token_id=grant.token_id,
-        )
+    def _record(self, event: AuditEvent, error: SidecarError, method: str, peer: str, caller: Caller) -> None:
+        self._audit.record(event, reason=error.reason.value, method=method, address=peer, **_named(caller))
+
+
+def _named(caller: Caller) -> dict[str, AuditValue]:
+    if caller is None:
+        return {}
+    if isinstance(caller, Claimant):
+        return dict(caller._asdict())
+    return {
+        "tenant_id": caller.tenant_id,
+        "user_id": caller.user_id,
+        "session_id": caller.session_id,
+        "connection_id": caller.connection_id,
+        "token_id": caller.token_id,
+    }
 
 
 SERVICE_METHODS = frozenset(

@@ -72,7 +72,8 @@ class Greeting:
         if hello.mirror_token is not None:
             await self._join(user, hello.mirror_token)
         elif hello.resume is not None:
-            self._deny(user, "resume", None)
+            found = self._ports.resume_tokens.find(hello.resume.token)
+            self._deny(user, "resume", found if found is not None and not belongs_to(found, user) else None)
             await self._open(user, "denied")
         else:
             await self._open(user, "new")
@@ -159,8 +160,7 @@ class Greeting:
     async def _mirror(self, manager: IsolatedWebSocketManager, user: VerifiedUser) -> bool:
         """Join that manager; False when it has ended. Joins after its record: a mirror has no outbox to wait in."""
         ports, socket = self._ports, self._socket
-        if len(manager.connections) >= ports.factory.limits.connections_per_manager:
-            self._refuse_mirror(user)
+        self._admit_mirror(manager, user)
         context_token = ports.tokens.mint(manager.context, ports.settings.client_scopes)
         try:
             await ports.audit.grant(
@@ -172,18 +172,19 @@ class Greeting:
             return True
         if manager.ended:
             return False
-        try:
-            manager.add_connection(manager.context, socket, ports.now(), mirror=True)
-        except ResourceExhausted:
-            self._refuse_mirror(user)
+        self._admit_mirror(manager, user)  # others may have joined meanwhile
+        manager.add_connection(manager.context, socket, ports.now(), mirror=True)
         socket.manager = manager
         # What the store has confirmed is behind a mirror: the next message to be confirmed is its first.
         self._welcome(manager, user, context_token, "mirror", sequence=manager.outbox.confirmed, resume_token=None)
         return True
 
-    def _refuse_mirror(self, user: VerifiedUser) -> None:
-        self._ports.counters.resource_limit_enforcements += 1
-        raise _Refused(CloseCode.LIMIT_REACHED, "connections_per_manager", user)
+    def _admit_mirror(self, manager: IsolatedWebSocketManager, user: VerifiedUser) -> None:
+        try:
+            manager.admit_mirror()
+        except ResourceExhausted:
+            self._ports.counters.resource_limit_enforcements += 1
+            raise _Refused(CloseCode.LIMIT_REACHED, "connections_per_manager", user) from None
 
     def _deny(self, user: VerifiedUser, kind: str, foreign: IsolatedWebSocketManager | None) -> None:
         """A token that leads nowhere, or to somebody else's context; the client is not told which."""

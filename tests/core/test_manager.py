@@ -452,7 +452,37 @@ def test_what_expired_is_no_longer_counted_though_the_message_is_refused() -> No
     other = core.create()
     for _ in range(3):
         core.send(other)  # with the two that are left: exactly what the user may have
-    assert reason_of(core, other) is ErrorReason.USER_LIMIT
+    assert reason_of(core, core.create()) is ErrorReason.USER_LIMIT
+
+
+def test_over_the_users_bytes_the_own_written_messages_give_way() -> None:
+    core = Core(Limits(queued_bytes_per_user=4 * SIZE))
+    manager, socket = core.connect()
+    other, _ = core.connect()
+    for _ in range(2):
+        core.send(manager)
+        core.send(other)
+    core.send(manager)
+    assert [len(one.outbox.entries) for one in (manager, other)] == [2, 2]
+    assert sequences(socket) == [1, 2, 3]
+    assert manager.acknowledge(socket.attach_id, 3, core.clock.now())
+    core.send(other)
+    assert [len(one.outbox.entries) for one in (manager, other)] == [0, 3]
+
+
+def test_a_refused_message_spends_nothing_of_the_rate() -> None:
+    core = Core(Limits(messages_per_second_per_user=1.0, outbox=OutboxLimits(max_messages=1)))
+    manager, socket = core.connect()
+    core.send(manager)
+    manager.acknowledge(socket.attach_id, 1, core.clock.now())
+    core.clock.advance(1.0)
+    core.pause(manager, socket)
+    core.send(manager)
+    core.clock.advance(1.0)
+    assert reason_of(core, manager) is ErrorReason.OUTBOX_FULL
+    core.resume(manager, socket)
+    core.send(manager)
+    assert reason_of(core, manager) is ErrorReason.RATE_LIMITED
 
 
 # Expiry and gaps

@@ -101,25 +101,33 @@ class Modelled:
 
     def refusal_of(self, size: int, critical: bool, queued_by_user: int, now: float) -> ErrorReason | None:
         """Decide as the contract says, and let go what must give way."""
-        if queued_by_user + size > LIMITS.queued_bytes_per_user:
-            return ErrorReason.USER_LIMIT
+        over_user = queued_by_user + size - LIMITS.queued_bytes_per_user
         if critical:
             reserve = self.kept_of(True)
             total = sum(one.size for one in reserve) + size
-            fits = len(reserve) < LIMITS.outbox.critical_reserve and total <= LIMITS.outbox.critical_reserve_bytes
-            return None if fits else ErrorReason.OUTBOX_FULL
-        if self.has_room(size, self.kept_of(False)):
+            if len(reserve) >= LIMITS.outbox.critical_reserve or total > LIMITS.outbox.critical_reserve_bytes:
+                return ErrorReason.OUTBOX_FULL
+        if over_user <= 0 and (critical or self.has_room(size, self.kept_of(False))):
             return None
+        before = sum(one.size for one in self.kept_of(False))
         self.expire(now)
+        over_user -= before - sum(one.size for one in self.kept_of(False))
+        left = self.left_over(size, critical, over_user)
+        if left is None:
+            full = self.left_over(size, critical, 0) is None
+            return ErrorReason.OUTBOX_FULL if full else ErrorReason.USER_LIMIT
+        self.kept -= {one.sequence for one in self.kept_of(False)} - {one.sequence for one in left}
+        return None
+
+    def left_over(self, size: int, critical: bool, over_user: int) -> list[Sent] | None:
+        """The ordinary messages left when enough gave way; None when not enough may."""
         kept = self.kept_of(False)
-        giving_way = set()
-        while not self.has_room(size, kept):
+        while over_user > 0 or not (critical or self.has_room(size, kept)):
             may_go = (self.writing or not self.ever_acknowledged) and kept and kept[0].sequence <= self.position
             if not may_go:
-                return ErrorReason.OUTBOX_FULL
-            giving_way.add(kept.pop(0).sequence)
-        self.kept -= giving_way
-        return None
+                return None
+            over_user -= kept.pop(0).size
+        return kept
 
     def fall_back(self) -> None:
         for one in self.unconfirmed:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -79,13 +78,10 @@ async def test_each_event_once(tmp_path: Path) -> None:
         assert Counter(record["event"] for record in records)["keys_rotated"] == 1
         seen = deltas.seen | {"sidecar_started", "sidecar_stopped", "audit_tail_repaired", "keys_rotated"}
         assert {str(event) for event in AuditEvent} - seen == {str(event) for event in ELSEWHERE}
-        verify = subprocess.run(
-            [sys.executable, "-m", "sidecar", "audit", "verify", str(sidecar.audit_path)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert verify.returncode == 0, verify.stderr
+        arguments = ("-m", "sidecar", "audit", "verify", str(sidecar.audit_path))
+        verify = await asyncio.create_subprocess_exec(sys.executable, *arguments, stderr=asyncio.subprocess.PIPE)
+        assert (await verify.communicate())[1] == b""
+        assert verify.returncode == 0
         written = sidecar.audit_path.read_text() + (tmp_path / "log.jsonl").read_text()
         for secret in (CANARY, sidecar.service_token, sidecar.secret.decode(), *secrets):
             assert secret not in written

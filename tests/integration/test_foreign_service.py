@@ -1,4 +1,4 @@
-"""A service of another make: another interpreter where there is one, the oldest libraries the stubs allow, no server."""
+"""A service of another make: another interpreter where there is one, the oldest libraries that the stubs allow."""
 
 from __future__ import annotations
 

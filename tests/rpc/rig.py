@@ -156,7 +156,11 @@ class Rig:
 
     async def start(self) -> None:
         self.audit.start()
-        await self.edge.start()
+        try:
+            await self.edge.start()
+        except BaseException:
+            await self.audit.close()
+            raise
         self.channel = grpc.aio.insecure_channel(self.edge.target)
         self.delivery = stubs.DeliveryServiceStub(self.channel)
         self.context = context_service_pb2_grpc.ContextServiceStub(self.channel)

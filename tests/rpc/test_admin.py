@@ -97,6 +97,7 @@ async def test_the_factorys_stats_are_true(rig: Rig) -> None:
 
 async def test_the_security_stats_are_true(make_rig: MakeRig) -> None:
     rig = await make_rig(limits=Limits(queued_bytes_per_user=300))
+    rig.alice.socket.paused = True
     await rig.send(rig.alice)
     await refused(rig.unary(rig.attempt()))
     await refused(rig.delivery.SendToUser(rig_request(rig.bystander), metadata=rig.alice.metadata))

@@ -333,6 +333,7 @@ async def test_a_full_reserve_of_critical_events(make_rig: MakeRig, way: Way) ->
 @WAYS
 async def test_the_limit_of_the_tokens_own_user(make_rig: MakeRig, way: Way) -> None:
     rig = await make_rig(limits=Limits(queued_bytes_per_user=2 * 258))
+    rig.alice.socket.paused = True  # what was never written does not give way
     await rig.send(rig.alice)
     await rig.send(rig.alice)
     async with rig.seen(AuditEvent.LIMIT_ENFORCED, resource_limit_enforcements=1) as records:

@@ -95,7 +95,7 @@ class GetSecurityStatsResponse(google.protobuf.message.Message):
     RESOURCE_LIMIT_ENFORCEMENTS_FIELD_NUMBER: builtins.int
     AUDIT_EVENTS_LOGGED_FIELD_NUMBER: builtins.int
     isolation_violations_detected: builtins.int
-    """Calls refused with ISOLATION_VIOLATION."""
+    """Calls refused with ISOLATION_VIOLATION, and handshakes with the resume or mirror token of another user."""
     unauthorized_access_attempts: builtins.int
     """Calls and connections refused for want of a good token, or of one that allows them."""
     context_validation_failures: builtins.int
