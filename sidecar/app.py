@@ -11,7 +11,7 @@ import signal
 import socket
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +23,7 @@ from sidecar.cluster.local import LocalOwnerDirectory
 from sidecar.config import StartError
 from sidecar.core.close_codes import CloseCode, catalogued
 from sidecar.core.context_factory import ConnectionContextFactoryManager
+from sidecar.core.errors import Unavailable
 from sidecar.core.factory import WebSocketManagerFactory
 from sidecar.core.identity import Scope
 from sidecar.core.limits import Limits
@@ -54,6 +55,7 @@ logger = structlog.get_logger("sidecar")
 
 TICK_S: Final = 1.0
 PRUNE_EVERY_TICKS: Final = 60
+END_SLICE: Final = 1_000
 
 
 class SystemClock:
@@ -150,7 +152,7 @@ class Sidecar:
         if self.ws is not None:
             await self.ws.close()
         await self.rpc.close(grace_s=1.0)
-        self.factory.end_all(catalogued(CloseCode.RESTART), "sidecar_stopped", self._now())
+        await self._end_contexts()
         if self._development is not None:
             await self._development.close()
         await self.ops.close()
@@ -174,6 +176,14 @@ class Sidecar:
             clock=self._clock,
             randomness=random_hexadecimal,
         )
+
+    async def _end_contexts(self) -> None:
+        """End every context, no faster than their records can be written."""
+        for number, manager in enumerate(self.factory, start=1):
+            manager.end("sidecar_stopped", catalogued(CloseCode.RESTART), self._now())
+            if number % END_SLICE == 0:
+                with suppress(Unavailable):
+                    await self.audit.grant()
 
     async def _end_tasks(self) -> None:
         ending = [task for task in (self._ticker, *self._tasks) if task is not None]

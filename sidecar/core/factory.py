@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 from sidecar.core.close_codes import Close, CloseCode, catalogued
@@ -199,3 +199,7 @@ class WebSocketManagerFactory:
     def _schedule(self, manager: IsolatedWebSocketManager, due: float) -> None:
         manager.scheduled_for = due
         heappush(self._due, (due, manager.isolation_key))
+        if len(self._due) > 4 * len(self._managers) + 1_024:  # of managers that have ended, and looks put forward
+            live = self._managers
+            self._due = [(at, key) for at, key in self._due if key in live and live[key].scheduled_for == at]
+            heapify(self._due)

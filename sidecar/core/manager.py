@@ -286,19 +286,25 @@ class IsolatedWebSocketManager:
     # The way of one message
 
     def _accept(self, message: Message, at: Instant) -> Receipt | PendingReceipt:
-        check_message(message, self._resources.limits.max_message_bytes)
+        if not message.checked:
+            check_message(message, self._resources.limits.max_message_bytes)
         if message.min_durability > self._store.durability:
             raise FailedPrecondition(ErrorReason.DURABILITY_UNAVAILABLE)
         if message.message_id:
             known = self._recall(message, at)
             if known is not None:
                 return known
-        size = len(message.payload) + MESSAGE_OVERHEAD_BYTES
         self._resources.admit_rate(self._account, at.monotonic)
+        sequence = self.outbox.head + 1
+        message_id = message.message_id or f"{self._message_id_prefix}{sequence}"
+        frame = self._encoder.message(sequence, message_id, message)
+        size = len(message.payload) + MESSAGE_OVERHEAD_BYTES
+        if len(frame) > 2 * size:  # headers and control characters take what they take
+            size = len(frame)
         self._make_room(message, size, at)
         if self._account.bucket is not None:
             self._account.bucket.take(at.monotonic)
-        return self._append(message, size, at)
+        return self._append(message, message_id, frame, size, at)
 
     def _make_room(self, message: Message, size: int, at: Instant) -> None:
         outbox, socket, resources = self.outbox, self.primary, self._resources
@@ -313,12 +319,10 @@ class IsolatedWebSocketManager:
         finally:  # what expired has gone though the message may be refused
             self._account.queued_bytes -= before - outbox.ordinary_bytes
 
-    def _append(self, message: Message, size: int, at: Instant) -> Receipt | PendingReceipt:
-        outbox = self.outbox
-        sequence = outbox.head + 1
-        message_id = message.message_id or f"{self._message_id_prefix}{sequence}"
-        frame = self._encoder.message(sequence, message_id, message)
-        outbox.append(frame, size, at.monotonic, message.ttl_s, message.critical)
+    def _append(
+        self, message: Message, message_id: str, frame: bytes, size: int, at: Instant
+    ) -> Receipt | PendingReceipt:
+        sequence = self.outbox.append(frame, size, at.monotonic, message.ttl_s, message.critical).sequence
         self._account.queued_bytes += size
         pending = None
         if not self._store.append(self.isolation_key, self._epoch, sequence, frame, None, self._confirmed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from hashlib import blake2b
@@ -17,6 +18,7 @@ MESSAGE_OVERHEAD_BYTES: Final = 256
 MAX_HEADERS: Final = 32
 MAX_HEADER_VALUE_CHARACTERS: Final = 1024
 MAX_TTL_S: Final = 86_400.0
+SMALL_JSON_BYTES: Final = 1_024
 
 
 class ContentType(IntEnum):
@@ -52,7 +54,10 @@ class Instant(NamedTuple):
 
 
 class Message(NamedTuple):
-    """One message to a user. `message_id` and `reply_to` are "" when absent; `ttl_s` None is the outbox's own."""
+    """One message to a user. `message_id` and `reply_to` are "" when absent; `ttl_s` None is the outbox's own.
+
+    `checked`: `check_message` has passed it, so that one message to many managers is parsed once.
+    """
 
     message_id: str
     event_type: str
@@ -63,6 +68,7 @@ class Message(NamedTuple):
     min_durability: int = 0
     critical: bool = False
     reply_to: str = ""
+    checked: bool = False
 
 
 class Receipt(NamedTuple):
@@ -138,10 +144,24 @@ def check_message(message: Message, max_message_bytes: int) -> None:
 def is_json(payload: bytes) -> bool:
     """True when `payload` is exactly one RFC 8259 value: no NaN, no lone surrogate, the parser's own depth limit."""
     try:
-        orjson.loads(payload)
+        parse_json(payload)
     except orjson.JSONDecodeError:
         return False
     return True
+
+
+def parse_json(text: bytes | str) -> object:
+    """orjson.loads without the cyclic collector, for the loop's thread. Raises orjson.JSONDecodeError.
+
+    A document has no cycles, but each few hundred of its lists would bring on a pass over all that the process holds.
+    """
+    if len(text) < SMALL_JSON_BYTES or not gc.isenabled():
+        return orjson.loads(text)
+    gc.disable()
+    try:
+        return orjson.loads(text)
+    finally:
+        gc.enable()
 
 
 def _check_other_content(message: Message) -> None:

@@ -37,6 +37,8 @@ ServerStreamBehaviour = Callable[[Any, Call, "CallFacts"], Awaitable[None]]
 
 CONTEXT_TOKEN_KEY: Final = "x-context-token"
 SERVICE_TOKEN_KEY: Final = "x-service-token"
+UNREAD_BYTES: Final = 64 * 1024
+"""A larger request is not parsed for a stranger: that would cost more than it costs to send."""
 
 
 class Parses(Protocol):
@@ -49,11 +51,13 @@ class Parses(Protocol):
 class CallFacts:
     """What a handler may know of its call beside the request: the tokens in its metadata, and who is calling."""
 
-    __slots__ = ("call", "grant", "method")
+    __slots__ = ("call", "grant", "method", "service")
 
     def __init__(self, call: Call, method: str) -> None:
         self.call = call
         self.method = method
+        self.service: Any = None
+        """The service that calls, once it has proved its name."""
         self.grant: Any = None
         """The verified context token, once there is one; for the record of a refusal."""
 
@@ -79,12 +83,19 @@ class Boundary:
         self._recorder = recorder
         self._max_concurrent_calls = max_concurrent_calls
         self.active_calls = 0
+        self._active_streams = 0
         self.idle = asyncio.Event()
         """Set while no call is under way."""
         self.idle.set()
 
-    def unary(self, method: str, request_type: Parses, behaviour: UnaryBehaviour) -> Handler:
-        """A unary handler on bytes."""
+    def unary(
+        self,
+        method: str,
+        request_type: Parses,
+        behaviour: UnaryBehaviour,
+        authenticate: Callable[[CallFacts], object] | None = None,
+    ) -> Handler:
+        """A unary handler on bytes. `authenticate` comes before the behaviour, and before a large request is read."""
         parse = request_type.FromString
 
         async def handle(data: bytes, call: Call) -> bytes:
@@ -92,7 +103,12 @@ class Boundary:
             try:
                 self._enter()
                 try:
-                    response = await behaviour(parse(data), facts)
+                    if authenticate is not None and len(data) > UNREAD_BYTES:
+                        authenticate(facts)
+                    request = parse(data)
+                    if authenticate is not None:
+                        authenticate(facts)
+                    response = await behaviour(request, facts)
                 finally:
                     self._leave()
                 return response.SerializeToString()
@@ -121,10 +137,15 @@ class Boundary:
 
     async def _run(self, facts: CallFacts, behaviour: Callable[[CallFacts], Awaitable[None]]) -> None:
         try:
+            # A stream may last: other calls keep places of their own.
+            if self._active_streams >= self._max_concurrent_calls // 2:
+                raise ResourceExhausted(ErrorReason.RATE_LIMITED, retry_after_s=1.0)
             self._enter()
+            self._active_streams += 1
             try:
                 await behaviour(facts)
             finally:
+                self._active_streams -= 1
                 self._leave()
         except Exception as error:  # noqa: BLE001 - nothing may pass: grpc would send its text
             await self._refuse(facts, error)
@@ -146,14 +167,9 @@ class Boundary:
         await refuse(facts.call, rich_status(refusal_of(error, facts, self._recorder, facts.grant)))
 
 
-def unsupported(authorize: Callable[[CallFacts], object]) -> UnaryBehaviour:
-    """A unary method of the contract that this version does not serve; its caller is authenticated all the same."""
-
-    async def behaviour(_: Message, facts: CallFacts) -> Message:
-        authorize(facts)
-        raise Unsupported
-
-    return behaviour
+async def unsupported(_: Message, facts: CallFacts) -> Message:
+    """A unary method of the contract that this version does not serve; its caller was authenticated all the same."""
+    raise Unsupported
 
 
 def refusal_of(

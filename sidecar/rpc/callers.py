@@ -27,8 +27,9 @@ class Callers:
 
     def grant(self, facts: CallFacts) -> ContextGrant:
         """The verified context token of a unary call."""
-        grant = self._tokens.verify(facts.token(CONTEXT_TOKEN_KEY))
-        facts.grant = grant
+        if facts.grant is None:
+            facts.grant = self._tokens.verify(facts.token(CONTEXT_TOKEN_KEY))
+        grant: ContextGrant = facts.grant
         return grant
 
     def verify(self, token: str) -> ContextGrant:
@@ -63,6 +64,8 @@ class Callers:
 
     def service(self, facts: CallFacts, permission: Permission) -> ServiceIdentity:
         """The service that calls, allowed to do that."""
-        identity = self._services.authenticate(facts.token(SERVICE_TOKEN_KEY))
+        if facts.service is None:
+            facts.service = self._services.authenticate(facts.token(SERVICE_TOKEN_KEY))
+        identity: ServiceIdentity = facts.service
         identity.require(permission)
         return identity

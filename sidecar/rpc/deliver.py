@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -26,6 +26,7 @@ from sidecar.core.errors import (
     Unauthenticated,
     Unsupported,
 )
+from sidecar.core.identity import Scope
 from sidecar.core.message import Instant, PendingReceipt, Receipt
 from sidecar.rpc.boundary import Call, CallFacts, refusal_of
 from sidecar.rpc.status import rich_status
@@ -44,6 +45,9 @@ MAX_LANES: Final = 1_024
 MAX_FRAME_ITEMS: Final = 1_000
 MAX_UNSENT_ANSWERS: Final = 4_000
 """Receipts waiting for the client to read, or for the store to confirm, before the reader pauses."""
+
+SLICE_BYTES: Final = 256 * 1024
+"""How much of a frame is delivered before others have the loop."""
 
 _Outcome = Receipt | SidecarError
 
@@ -81,16 +85,32 @@ class Lane:
 class DeliverStreams:
     """The behaviour of Deliver, and the streams open now."""
 
-    def __init__(self, callers: Callers, acceptance: Acceptance, clock: Clock, recorder: RefusalRecorder) -> None:
+    def __init__(
+        self,
+        callers: Callers,
+        acceptance: Acceptance,
+        clock: Clock,
+        recorder: RefusalRecorder,
+        first_lane_timeout_s: float,
+    ) -> None:
         self._callers = callers
         self._acceptance = acceptance
+        self._first_lane_timeout_s = first_lane_timeout_s
         self._clock = clock
         self._recorder = recorder
         self._open: set[DeliverStream] = set()
 
     async def deliver(self, call: Call, facts: CallFacts) -> None:
         """One stream, from its first frame to its half-close."""
-        stream = DeliverStream(call, facts, self._callers, self._acceptance, self._clock, self._recorder)
+        stream = DeliverStream(
+            call,
+            facts,
+            self._callers,
+            self._acceptance,
+            self._clock,
+            self._recorder,
+            first_lane_timeout_s=self._first_lane_timeout_s,
+        )
         self._open.add(stream)
         try:
             await stream.run()
@@ -114,7 +134,11 @@ class DeliverStream:
         acceptance: Acceptance,
         clock: Clock,
         recorder: RefusalRecorder,
+        *,
+        first_lane_timeout_s: float,
     ) -> None:
+        self._first_lane_timeout_s = first_lane_timeout_s
+        self._proved = False
         self._call = call
         self._facts = facts
         self._callers = callers
@@ -131,7 +155,6 @@ class DeliverStream:
         self._drained = asyncio.Event()
         self._finished = False
         self._frames: dict[str, Callable[[Any], None]] = {
-            "messages": self._on_messages,
             "open_lane": self._on_open_lane,
             "close_lane": self._on_close_lane,
         }
@@ -154,9 +177,9 @@ class DeliverStream:
 
     async def _read_frames(self, writer: asyncio.Task[None]) -> BadRequest | None:
         """Take frames until there are no more; a frame that ends the stream ends it once all before is answered."""
-        while (data := await self._call.read()) is not grpc.aio.EOF and not writer.done():
+        while (data := await self._read()) is not grpc.aio.EOF and not writer.done():
             try:
-                self._take(data)
+                await self._take(data)
             except BadRequest as error:
                 return error
             while self._unsent + self._unconfirmed > MAX_UNSENT_ANSWERS and not writer.done():
@@ -164,7 +187,17 @@ class DeliverStream:
                 await self._drained.wait()
         return None
 
-    def _take(self, data: bytes) -> None:
+    async def _read(self) -> Any:
+        """The next frame. A stream on which no token opens a lane in time is nobody's, and takes up a place."""
+        if self._proved:
+            return await self._call.read()
+        try:
+            async with asyncio.timeout(self._first_lane_timeout_s):
+                return await self._call.read()
+        except TimeoutError:
+            raise Unauthenticated(ErrorReason.TOKEN_MISSING, TokenFault.MISSING) from None
+
+    async def _take(self, data: bytes) -> None:
         try:
             request = pb.DeliverRequest.FromString(data)
         except DecodeError:
@@ -172,7 +205,10 @@ class DeliverStream:
         kind = request.WhichOneof("frame")
         if kind is None:
             raise BadRequest("frame", "open_lane, messages or close_lane")
-        self._frames[kind](getattr(request, kind))
+        if kind == "messages":
+            await self._on_messages(request.messages.items, len(data))
+        else:
+            self._frames[kind](getattr(request, kind))
 
     # Lanes
 
@@ -185,7 +221,7 @@ class DeliverStream:
             self._answer_lane_error(frame.lane, refusal_of(error, self._facts, self._recorder, grant))
 
     def _open_lane(self, frame: pb.DeliverRequest.OpenLane, grant: ContextGrant) -> None:
-        manager = self._callers.open(grant, frame.isolation_key, frame.expected_user_id, None)
+        manager = self._callers.open(grant, frame.isolation_key, frame.expected_user_id, Scope.SEND)
         if frame.report_acknowledged:
             raise Unsupported
         lane = self._lanes.get(frame.lane)
@@ -200,6 +236,7 @@ class DeliverStream:
     def _add_lane(self, number: int, grant: ContextGrant, manager: IsolatedWebSocketManager) -> None:
         if len(self._lanes) >= MAX_LANES:
             raise BadRequest("open_lane.lane", f"at most {MAX_LANES} lanes a stream")
+        self._proved = True
         lane = self._lanes[number] = Lane(number, self._closed.pop(number, None))
         lane.opening = Opening(grant, manager, lambda: self._end_lane(lane, ManagerGone()))
 
@@ -254,10 +291,19 @@ class DeliverStream:
 
     # Messages
 
-    def _on_messages(self, frame: pb.DeliverRequest.Messages) -> None:
-        items = frame.items
+    async def _on_messages(self, items: Sequence[pb.DeliverRequest.LaneMessage], size: int) -> None:
         if len(items) > MAX_FRAME_ITEMS:
             raise BadRequest("messages.items", f"at most {MAX_FRAME_ITEMS}")
+        slices = 1 + size // SLICE_BYTES
+        if slices == 1:
+            self._deliver_all(items)
+            return
+        step = -(-len(items) // slices)
+        for start in range(0, len(items), step):
+            self._deliver_all(items[start : start + step])
+            await asyncio.sleep(0)
+
+    def _deliver_all(self, items: Iterable[pb.DeliverRequest.LaneMessage]) -> None:
         at = Instant(self._clock.monotonic(), self._clock.time())
         lane: Lane | None = None
         for item in items:

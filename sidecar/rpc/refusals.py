@@ -57,7 +57,7 @@ class RefusalRecorder:
             self._record(AuditEvent.TOKEN_DENIED, error, method, peer, caller)
         elif isinstance(error, ResourceExhausted) and error.reason is ErrorReason.USER_LIMIT:
             self._counters.resource_limit_enforcements += 1
-            self._record(AuditEvent.LIMIT_ENFORCED, error, method, peer, caller)
+            self._count(AuditEvent.LIMIT_ENFORCED, error, method, peer, caller)
 
     def _note_token(self, error: Unauthenticated, method: str, peer: str) -> None:
         self._counters.unauthorized_access_attempts += 1
@@ -74,9 +74,16 @@ class RefusalRecorder:
             self._record(AuditEvent.ISOLATION_VIOLATION, error, method, peer, caller)
             return
         self._counters.unauthorized_access_attempts += 1
-        scope = error.reason is ErrorReason.SCOPE_MISSING
-        event = AuditEvent.SCOPE_DENIED if scope else AuditEvent.SERVICE_DENIED
-        self._record(event, error, method, peer, caller)
+        if error.reason is ErrorReason.SCOPE_MISSING:
+            self._count(AuditEvent.SCOPE_DENIED, error, method, peer, caller)
+        else:
+            self._record(AuditEvent.SERVICE_DENIED, error, method, peer, caller)
+
+    def _count(self, event: AuditEvent, error: SidecarError, method: str, peer: str, caller: Caller) -> None:
+        """Record singly, up to ten a second of one context: a frame of few bytes can be refused a thousand times."""
+        fields = _named(caller)
+        source = f"{peer} {fields.get('connection_id', '')}"
+        self._floods.refused(source, error.reason.value, event=event, method=method, **fields)
 
     def _record(self, event: AuditEvent, error: SidecarError, method: str, peer: str, caller: Caller) -> None:
         self._audit.record(event, reason=error.reason.value, method=method, address=peer, **_named(caller))

@@ -25,7 +25,7 @@ from sidecar.core.errors import Unsupported
 from sidecar.rpc import health as health_service
 from sidecar.rpc.acceptance import Acceptance
 from sidecar.rpc.admin import AdminMethods
-from sidecar.rpc.boundary import Boundary, Call, CallFacts, Handler, unsupported
+from sidecar.rpc.boundary import Boundary, Call, CallFacts, Handler, Parses, UnaryBehaviour, unsupported
 from sidecar.rpc.callers import Callers
 from sidecar.rpc.context import ContextMethods
 from sidecar.rpc.deliver import DeliverStreams
@@ -65,6 +65,7 @@ class RpcSettings:
     max_concurrent_calls: int = 10_000
     max_concurrent_streams: int = 1_000
     connection_age_s: float = 3600.0
+    first_lane_timeout_s: float = 10.0
     reflection: bool = False
 
 
@@ -92,7 +93,9 @@ class RpcEdge:
         self._callers = Callers(ports.tokens, ports.services, ports.factory)
         acceptance = Acceptance(ports.factory)
         self._delivery = DeliveryMethods(self._callers, acceptance, ports.factory, ports.clock, self._recorder)
-        self._streams = DeliverStreams(self._callers, acceptance, ports.clock, self._recorder)
+        self._streams = DeliverStreams(
+            self._callers, acceptance, ports.clock, self._recorder, settings.first_lane_timeout_s
+        )
         self._context = ContextMethods(self._callers, ports.factory, ports.tokens, ports.users, ports.audit)
         self._admin = AdminMethods(self._callers, ports.factory, ports.counters, ports.audit, ports.clock)
         self._health = Health(SERVICES)
@@ -166,46 +169,51 @@ class RpcEdge:
 
     def _delivery_handlers(self) -> dict[str, Handler]:
         unary, pb, methods = self._boundary.unary, delivery_service_pb2, self._delivery
+        handlers: dict[str, tuple[Parses, UnaryBehaviour]] = {
+            "SendToUser": (pb.SendToUserRequest, methods.send_to_user),
+            "EmitCriticalEvent": (pb.EmitCriticalEventRequest, methods.emit_critical_event),
+            "Broadcast": (pb.BroadcastRequest, methods.broadcast),
+            "CloseManager": (pb.CloseManagerRequest, methods.close_manager),
+            "GetManagerStats": (pb.GetManagerStatsRequest, methods.get_manager_stats),
+        }
         return {
-            "SendToUser": unary("SendToUser", pb.SendToUserRequest, methods.send_to_user),
-            "EmitCriticalEvent": unary("EmitCriticalEvent", pb.EmitCriticalEventRequest, methods.emit_critical_event),
+            # Their tokens are within.
             "SendBatch": unary("SendBatch", pb.SendBatchRequest, methods.send_batch),
             "Deliver": self._boundary.stream("Deliver", self._streams.deliver),
-            "Broadcast": unary("Broadcast", pb.BroadcastRequest, methods.broadcast),
-            "CloseManager": unary("CloseManager", pb.CloseManagerRequest, methods.close_manager),
-            "GetManagerStats": unary("GetManagerStats", pb.GetManagerStatsRequest, methods.get_manager_stats),
-        }
+        } | {name: unary(name, *handler, self._callers.grant) for name, handler in handlers.items()}
 
     def _context_handlers(self) -> dict[str, Handler]:
         unary, pb, methods = self._boundary.unary, context_service_pb2, self._context
-        return {
-            "GetContext": unary("GetContext", pb.GetContextRequest, methods.get_context),
-            "RefreshContextToken": unary(
-                "RefreshContextToken", pb.RefreshContextTokenRequest, methods.refresh_context_token
-            ),
-            "RevokeContextToken": unary(
-                "RevokeContextToken", pb.RevokeContextTokenRequest, methods.revoke_context_token
-            ),
-            "ExchangeContextToken": unary(
-                "ExchangeContextToken", pb.ExchangeContextTokenRequest, methods.exchange_context_token
-            ),
+        handlers: dict[str, tuple[Parses, UnaryBehaviour]] = {
+            "GetContext": (pb.GetContextRequest, methods.get_context),
+            "RefreshContextToken": (pb.RefreshContextTokenRequest, methods.refresh_context_token),
+            "RevokeContextToken": (pb.RevokeContextTokenRequest, methods.revoke_context_token),
+        }
+        exchange = unary(
+            "ExchangeContextToken",
+            pb.ExchangeContextTokenRequest,
+            methods.exchange_context_token,
+            lambda facts: self._callers.service(facts, Permission.EXCHANGE),
+        )
+        return {"ExchangeContextToken": exchange} | {
+            name: unary(name, *handler, self._callers.grant) for name, handler in handlers.items()
         }
 
     def _admin_handlers(self) -> dict[str, Handler]:
         unary, pb, methods = self._boundary.unary, admin_service_pb2, self._admin
-        waits = unsupported(methods.authorize)
-        return {
-            "GetFactoryStats": unary("GetFactoryStats", pb.GetFactoryStatsRequest, methods.get_factory_stats),
-            "GetSecurityStats": unary("GetSecurityStats", pb.GetSecurityStatsRequest, methods.get_security_stats),
-            "ListManagers": unary("ListManagers", pb.ListManagersRequest, methods.list_managers),
-            "CleanupManager": unary("CleanupManager", pb.CleanupManagerRequest, methods.cleanup_manager),
-            "EnforceResourceLimits": unary(
-                "EnforceResourceLimits", pb.EnforceResourceLimitsRequest, methods.enforce_resource_limits
-            ),
-            "DisconnectUser": unary("DisconnectUser", pb.DisconnectUserRequest, methods.disconnect_user),
-            "RevokeUser": unary("RevokeUser", pb.RevokeUserRequest, waits),
-            "Drain": unary("Drain", pb.DrainRequest, waits),
-            "TailAuditLog": self._boundary.server_stream("TailAuditLog", pb.TailAuditLogRequest, self._tail),
+        handlers: dict[str, tuple[Parses, UnaryBehaviour]] = {
+            "GetFactoryStats": (pb.GetFactoryStatsRequest, methods.get_factory_stats),
+            "GetSecurityStats": (pb.GetSecurityStatsRequest, methods.get_security_stats),
+            "ListManagers": (pb.ListManagersRequest, methods.list_managers),
+            "CleanupManager": (pb.CleanupManagerRequest, methods.cleanup_manager),
+            "EnforceResourceLimits": (pb.EnforceResourceLimitsRequest, methods.enforce_resource_limits),
+            "DisconnectUser": (pb.DisconnectUserRequest, methods.disconnect_user),
+            "RevokeUser": (pb.RevokeUserRequest, unsupported),
+            "Drain": (pb.DrainRequest, unsupported),
+        }
+        tail = self._boundary.server_stream("TailAuditLog", pb.TailAuditLogRequest, self._tail)
+        return {"TailAuditLog": tail} | {
+            name: unary(name, *handler, methods.authorize) for name, handler in handlers.items()
         }
 
     async def _tail(self, _request: Message, _call: Call, facts: CallFacts) -> None:

@@ -156,7 +156,7 @@ class JsonLinesAuditTrail(AuditTrail):
         Bounded by `close_timeout_s`; a thread that hangs in a write then is left to the process's end.
         """
         if not self._closed:
-            self._tell_lost()
+            self._tell_lost(at_last=True)
             self._closed = True
             self._writer.close()
         if self._ended is None or self._timer is None:
@@ -173,9 +173,10 @@ class JsonLinesAuditTrail(AuditTrail):
         self._queue(records, waiter)
         return True
 
-    def _tell_lost(self) -> None:
-        """Say it where they are missing, as soon as there is room: before the next record that finds some."""
-        if self._lost and not self._closed and self._writer.pending < self._max_queued_records:
+    def _tell_lost(self, *, at_last: bool = False) -> None:
+        """Say it where they are missing, as soon as there is room, `at_last` even without: before the next record."""
+        room = at_last or self._writer.pending < self._max_queued_records
+        if self._lost and not self._closed and room:
             count, self._lost = self._lost, 0
             self._queue((AuditRecord(AuditEvent.AUDIT_RECORDS_LOST, None, {"count": count}),), None)
 

@@ -27,7 +27,8 @@ _BEARER_OFFER: Final = "bearer."
 _TOKEN_NAMES: Final = frozenset(
     {"token", "access_token", "user_token", "id_token", "jwt", "bearer", "authorization", "auth"}
 )
-_TOKEN_SHAPE: Final = re.compile(r"[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*")
+# Possessive, from the start of a run: linear in what a stranger sends.
+_TOKEN_SHAPE: Final = re.compile(r"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{8,}+\.[A-Za-z0-9_-]{8,}+\.")
 _UNPRINTABLE: Final = re.compile(r"[^ -~]+")
 _MAX_METADATA_CHARACTERS: Final = 256
 

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 import orjson
 
 from sidecar.core.identity import IDENTIFIER
+from sidecar.core.message import parse_json
 
 MAX_DEPTH: Final = 32
 MAX_INTEGER: Final = 2**53 - 1
@@ -77,7 +78,7 @@ def parse(text: str) -> ClientFrame:
     string. Unknown members are ignored, unknown types rejected.
     """
     try:
-        members = orjson.loads(text)
+        members = parse_json(text)
     except orjson.JSONDecodeError:
         raise BadFrame from None
     if not isinstance(members, dict) or too_deep(text, members):

@@ -262,3 +262,14 @@ def test_an_ended_manager_is_not_kept_until_its_time_would_have_come() -> None:
     gc.collect()
     assert ended() is None
     core.tick(100_000.0)
+
+
+def test_contexts_that_have_ended_leave_no_looks_behind() -> None:
+    core = Core()
+    for _ in range(5_000):
+        manager, _ = core.connect()
+        manager.end("gone", catalogued(CloseCode.NORMAL), core.clock.now())
+    assert len(core.factory._due) < 3_000
+    survivor, _ = core.connect()
+    core.tick(1_801.0)
+    assert survivor.ended

@@ -20,10 +20,19 @@ from sidecar.core.errors import (
 )
 from sidecar.core.limits import Limits
 from sidecar.core.manager import IDEMPOTENCY_WINDOW, IDEMPOTENCY_WINDOW_S, IsolatedWebSocketManager
-from sidecar.core.message import MESSAGE_OVERHEAD_BYTES, DeliveryState, Durability, PendingReceipt, Receipt
+from sidecar.core.message import (
+    MESSAGE_OVERHEAD_BYTES,
+    ContentType,
+    DeliveryState,
+    Durability,
+    Message,
+    PendingReceipt,
+    Receipt,
+)
 from sidecar.core.outbox import OutboxLimits
 from sidecar.core.ports import AuditEvent
 from sidecar.core.statistics import ManagerStatistics
+from sidecar.ws.frames import JsonEncoder
 from tests.support.core import Core
 from tests.support.doubles import GaplessEncoder, LaterStore, RecordingSocket
 
@@ -922,3 +931,15 @@ def test_a_manager_shows_its_state_and_not_its_key() -> None:
     manager.end("over", None, core.clock.now())
     assert " ended " in repr(manager)
     assert manager.isolation_key not in repr(manager)
+
+
+def test_a_frame_far_larger_than_its_payload_counts_for_what_it_is() -> None:
+    """Headers and escaped characters are memory too: 32 headers of control characters would else be free."""
+    core = Core()
+    manager = core.create(encoder=JsonEncoder())
+    message = Message("", "note", b"1", headers={f"name-{number}": "\x01" * 1_000 for number in range(32)})
+    manager.send_to_user(manager.context, message, core.clock.now())
+    (entry,) = manager.outbox.entries.values()
+    assert manager.outbox.queued_bytes == len(entry.frame) > 190_000
+    manager.send_to_user(manager.context, Message("", "note", b"x" * 500, ContentType.TEXT), core.clock.now())
+    assert manager.outbox.queued_bytes == len(entry.frame) + 500 + MESSAGE_OVERHEAD_BYTES

@@ -38,7 +38,7 @@ def raw(rig: Rig, method: str, data: bytes, **members: Any) -> Any:
     return channel.unary_unary(method)(data, timeout=TIMEOUT_S, **members)
 
 
-@pytest.mark.parametrize("data", [b"\xff", b"\x0a\x05a", b"\xff" * 1_000_000])
+@pytest.mark.parametrize("data", [b"\xff", b"\x0a\x05a", b"\xff" * 60_000])
 @pytest.mark.parametrize(
     "method",
     [
@@ -179,19 +179,39 @@ async def test_what_waits_is_unsupported_to_those_who_may(make_rig: MakeRig, met
 
 
 async def test_calls_are_bounded(make_rig: MakeRig) -> None:
-    rig = await make_rig(max_concurrent_calls=2)
-    first, second = rig.deliver(), rig.deliver()
-    for stream in (first, second):
-        await stream.opened(1, rig.attempt())
+    store = ToldStore()
+    rig = await make_rig(max_concurrent_calls=2, store=store)
+    waiting = [asyncio.ensure_future(rig.unary(rig.attempt()).code()) for _ in range(2)]
+    await store.asked(2)
     assert rig.edge.active_calls == 2
     limited = Refused("RESOURCE_EXHAUSTED", "RATE_LIMITED", retry_s=1.0)
     assert summary(await refused(rig.unary(rig.attempt()))) == limited
     assert summary(await ended_with(rig.delivery.Deliver())) == limited
+    for _ in waiting:
+        store.confirm()
+    assert await asyncio.gather(*waiting) == [grpc.StatusCode.OK] * 2
+    assert rig.edge.active_calls == 0
+
+
+async def test_streams_leave_places_for_calls(make_rig: MakeRig) -> None:
+    rig = await make_rig(max_concurrent_calls=4)
+    first, second = rig.deliver(), rig.deliver()
+    for stream in (first, second):
+        await stream.opened(1, rig.attempt())
+    limited = Refused("RESOURCE_EXHAUSTED", "RATE_LIMITED", retry_s=1.0)
+    assert summary(await ended_with(rig.delivery.Deliver())) == limited
     assert summary(await ended_with(rig.agent.Attach())) == limited
-    await second.finish()
     assert (await rig.send(rig.alice)).sequence == 1
-    assert rig.edge.active_calls == 1
+    await second.finish()
+    third = rig.deliver()
+    await third.opened(1, rig.attempt())
+    await third.finish()
     await first.finish()
+
+
+async def test_a_strangers_large_request_is_not_read(rig: Rig) -> None:
+    status = await refused(raw(rig, SEND, b"\xff" * 70_000))
+    assert summary(status) == Refused("UNAUTHENTICATED", "TOKEN_MISSING")
 
 
 async def test_a_cancelled_call_does_not_count_on(make_rig: MakeRig) -> None:

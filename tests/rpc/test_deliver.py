@@ -521,3 +521,28 @@ async def test_stopping_the_server_is_bounded_by_its_grace(make_rig: MakeRig) ->
     with pytest.raises(grpc.aio.AioRpcError):
         await stream.call.read()
     assert not rig.alice.manager.end_watchers
+
+
+async def test_a_stream_that_opens_no_lane_in_time_ends(make_rig: MakeRig) -> None:
+    rig = await make_rig(first_lane_timeout_s=0.05)
+    nobody = rig.deliver()
+    await nobody.send((5, rig.attempt().message))  # a message for a lane that is none proves nothing
+    await nobody.receipts(1)
+    assert summary(await ended_with(nobody.call)) == Refused("UNAUTHENTICATED", "TOKEN_MISSING")
+    proved = rig.deliver()
+    await proved.opened(1, rig.attempt())
+    assert summary(await ended_with(rig.delivery.Deliver())) == Refused("UNAUTHENTICATED", "TOKEN_MISSING")
+    await proved.send((1, rig.attempt().message))
+    ((item,)) = await proved.receipts(1)
+    assert item.receipt.sequence == 1
+    await proved.finish()
+
+
+async def test_a_large_frame_is_delivered_whole_and_in_order(rig: Rig) -> None:
+    stream = rig.deliver()
+    await stream.opened(1, rig.attempt())
+    large = [types_pb2.Message(payload=b'"%d%s"' % (number, b"x" * 90_000)) for number in range(12)]
+    await stream.send(*((1, message) for message in large))
+    receipts = await stream.receipts(12)
+    assert [(item.number, item.receipt.sequence) for item in receipts] == [(n, n + 1) for n in range(12)]
+    await stream.finish()

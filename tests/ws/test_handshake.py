@@ -9,6 +9,7 @@ from websockets.exceptions import InvalidStatus
 
 from sidecar.core.limits import Limits
 from sidecar.core.ports import AuditEvent
+from sidecar.ws.handshake import _has_token
 from tests.ws.conftest import MakeHarness
 from tests.ws.harness import JSON_PROTOCOL, RAW_PROTOCOL, USUAL_HEADERS, Harness, closed, masked
 
@@ -377,3 +378,9 @@ async def test_frames_while_a_raw_context_is_recorded(edge: Harness) -> None:
     await edge.trail.seen(AuditEvent.CONTEXT_CLOSED)
     assert edge.trail.reasons() == ["malformed"]
     assert len(edge.factory) == 0
+
+
+def test_the_look_for_a_token_in_the_query_is_linear() -> None:
+    """A look that began again at each character would take minutes, and the suite's time-out would end it."""
+    assert not _has_token("a" * 300_000)
+    assert _has_token("b" * 300_000 + "." + "c" * 20 + "." + "d" * 20)
