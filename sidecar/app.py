@@ -106,24 +106,7 @@ class Sidecar:
         self.ops = OpsEdge(
             OpsSettings(config.ops.address.host, config.ops.address.port), alive=lambda: True, ready=lambda: self._ready
         )
-        self.rpc = RpcEdge(
-            RpcSettings(
-                listen=config.grpc.listen,
-                max_receive_bytes=config.grpc.max_request_bytes,
-                max_concurrent_calls=config.grpc.max_concurrent_calls,
-                reflection=config.grpc.reflection,
-            ),
-            RpcPorts(
-                self.factory,
-                self._tokens,
-                self._users,
-                self._services,
-                self.audit,
-                self._floods,
-                self._counters,
-                clock,
-            ),
-        )
+        self.rpc = self._rpc_edge()
         self.ws: WebSocketEdge | None = None
 
     async def start(self) -> None:
@@ -163,6 +146,26 @@ class Sidecar:
             logger.info("stopped")
         await self.audit.close()
 
+    def _rpc_edge(self) -> RpcEdge:
+        grpc = self._config.grpc
+        settings = RpcSettings(
+            listen=grpc.listen,
+            max_receive_bytes=grpc.max_request_bytes,
+            max_concurrent_calls=grpc.max_concurrent_calls,
+            reflection=grpc.reflection,
+        )
+        ports = RpcPorts(
+            factory=self.factory,
+            tokens=self._tokens,
+            users=self._users,
+            services=self._services,
+            audit=self.audit,
+            floods=self._floods,
+            counters=self._counters,
+            clock=self._clock,
+        )
+        return RpcEdge(settings, ports)
+
     def _websocket_edge(self) -> WebSocketEdge:
         return WebSocketEdge(
             _websocket_settings(self._config, self._development, self.ops.port),
@@ -179,11 +182,10 @@ class Sidecar:
 
     async def _end_contexts(self) -> None:
         """End every context, no faster than their records can be written."""
-        for number, manager in enumerate(self.factory, start=1):
-            manager.end("sidecar_stopped", catalogued(CloseCode.RESTART), self._now())
-            if number % END_SLICE == 0:
-                with suppress(Unavailable):
-                    await self.audit.grant()
+        close = catalogued(CloseCode.RESTART)
+        while self.factory.end_all(close, "sidecar_stopped", self._now(), most=END_SLICE):
+            with suppress(Unavailable):
+                await self.audit.grant()
 
     async def _end_tasks(self) -> None:
         ending = [task for task in (self._ticker, *self._tasks) if task is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from sidecar.core.close_codes import Close, CloseCode, catalogued
@@ -147,10 +148,11 @@ class WebSocketManagerFactory:
             if not manager.ended:
                 self._schedule(manager, next_due)
 
-    def end_all(self, close: Close, reason: str, at: Instant) -> None:
-        """End every manager."""
-        for manager in self:
+    def end_all(self, close: Close, reason: str, at: Instant, *, most: int | None = None) -> int:
+        """End every manager, or `most` of them. Returns how many are left."""
+        for manager in islice(self, most):
             self._end(manager, reason, close, at)
+        return len(self._managers)
 
     def _make_way(self, identity: UserIdentity, at: Instant) -> None:
         account = self._resources.account_of(identity)

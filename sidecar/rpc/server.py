@@ -62,7 +62,7 @@ class RpcSettings:
 
     listen: str
     max_receive_bytes: int = 4 * 1024 * 1024
-    max_concurrent_calls: int = 10_000
+    max_concurrent_calls: int = 1_000
     max_concurrent_streams: int = 1_000
     connection_age_s: float = 3600.0
     first_lane_timeout_s: float = 10.0
