@@ -5,14 +5,13 @@ Every method is one synchronous step: the state is whole before and after it, an
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sidecar.core.close_codes import Close, CloseCode, catalogued
 from sidecar.core.errors import (
-    AlreadyExists,
     ErrorReason,
     FailedPrecondition,
     IsolationViolation,
@@ -21,6 +20,7 @@ from sidecar.core.errors import (
     SidecarError,
     Unavailable,
 )
+from sidecar.core.idempotency import RecentMessages
 from sidecar.core.lifecycle import ConnectionLifecycleManager
 from sidecar.core.message import (
     MESSAGE_OVERHEAD_BYTES,
@@ -30,7 +30,6 @@ from sidecar.core.message import (
     PendingReceipt,
     Receipt,
     check_message,
-    fingerprint,
 )
 from sidecar.core.outbox import GapReason, Outbox
 from sidecar.core.ports import AuditEvent
@@ -40,16 +39,6 @@ if TYPE_CHECKING:
     from sidecar.core.identity import UserExecutionContext
     from sidecar.core.limits import UserAccount, UserLevelResourceManager
     from sidecar.core.ports import Encoder, OutboxStore, Socket
-
-IDEMPOTENCY_WINDOW: Final = 4_096
-IDEMPOTENCY_WINDOW_S: Final = 600.0
-
-
-class _KnownMessage(NamedTuple):
-    fingerprint: bytes
-    sequence: int
-    accepted: Instant
-    pending: PendingReceipt | None
 
 
 class _Unconfirmed(NamedTuple):
@@ -110,7 +99,7 @@ class IsolatedWebSocketManager:
         self._epoch = epoch
         self._message_id_prefix = message_id_prefix
         self._on_end = ports.on_end
-        self._known: OrderedDict[str, _KnownMessage] = OrderedDict()
+        self._recent = RecentMessages()
         self._unconfirmed: deque[_Unconfirmed] = deque()
         self._answers_to_pass_over = 0
 
@@ -274,7 +263,7 @@ class IsolatedWebSocketManager:
         waiting = self._forget_unconfirmed()
         self._account.queued_bytes -= self.outbox.queued_bytes
         self.outbox.clear()
-        self._known.clear()
+        self._recent.clear()
         self._store.dispose(self.isolation_key)
         self._on_end(self, self._account, reason, at)
         for one in waiting:
@@ -329,7 +318,7 @@ class IsolatedWebSocketManager:
             pending = PendingReceipt()
             self._unconfirmed.append(_Unconfirmed(sequence, message_id, at, pending))
         if message.message_id:
-            self._remember(message, sequence, at, pending)
+            self._recent.remember(message, sequence, at, pending)
         if pending is not None:
             return pending
         return self._confirm(sequence, message_id, at)
@@ -376,9 +365,7 @@ class IsolatedWebSocketManager:
         if error is None:
             first = self._unconfirmed.popleft()
             receipt = self._confirm(first.sequence, first.message_id, first.accepted)
-            known = self._known.get(first.message_id)
-            if known is not None and known.pending is first.pending:
-                self._known[first.message_id] = known._replace(pending=None)
+            self._recent.confirmed(first.message_id, first.pending)
             first.pending.settle(receipt, None)
             return
         refusal = error if isinstance(error, SidecarError) else Unavailable(ErrorReason.STORAGE_UNAVAILABLE)
@@ -394,9 +381,7 @@ class IsolatedWebSocketManager:
         """Those that wait, to be settled as failed once the manager's state is whole again."""
         waiting, self._unconfirmed = self._unconfirmed, deque()
         for one in waiting:
-            known = self._known.get(one.message_id)
-            if known is not None and known.pending is one.pending:
-                del self._known[one.message_id]
+            self._recent.forget(one.message_id, one.pending)
         self.messages_failed += len(waiting)
         return waiting
 
@@ -408,25 +393,15 @@ class IsolatedWebSocketManager:
             socket.write(frame)
         self.outbox.cursor = hole.last
 
-    # Idempotency (promise 4)
-
     def _recall(self, message: Message, at: Instant) -> Receipt | PendingReceipt | None:
-        known = self._known.get(message.message_id)
-        if known is None or known.accepted.monotonic < at.monotonic - IDEMPOTENCY_WINDOW_S:
+        known = self._recent.recall(message, at)
+        if known is None:
             return None
-        if known.fingerprint != fingerprint(message):
-            raise AlreadyExists(ErrorReason.MESSAGE_ID_REUSED)
         if known.pending is not None:
             return known.pending.as_duplicate()
         self.drop_expired(at.monotonic)
         state = self.outbox.state_of(known.sequence)
         return Receipt(message.message_id, known.sequence, state, self._store.durability, 0, True, known.accepted.unix)
-
-    def _remember(self, message: Message, sequence: int, at: Instant, pending: PendingReceipt | None) -> None:
-        self._known[message.message_id] = _KnownMessage(fingerprint(message), sequence, at, pending)
-        self._known.move_to_end(message.message_id)
-        if len(self._known) > IDEMPOTENCY_WINDOW:
-            self._known.popitem(last=False)
 
     # Ends
 

@@ -17,6 +17,7 @@ from sidecar.core.outbox import OutboxLimits
 from sidecar.core.ports import AuditEvent
 from sidecar.core.statistics import FactoryStatistics
 from tests.support.core import Core
+from tests.support.doubles import LaterStore, RecordingOwners
 
 ALICE = UserIdentity("acme", "alice")
 RESTART = catalogued(CloseCode.RESTART)
@@ -273,3 +274,14 @@ def test_contexts_that_have_ended_leave_no_looks_behind() -> None:
     survivor, _ = core.connect()
     core.tick(1_801.0)
     assert survivor.ended
+
+
+def test_a_context_is_owned_as_long_as_it_lives_and_appends_in_its_owners_epoch() -> None:
+    store, owners = LaterStore(), RecordingOwners(epoch=7)
+    core = Core(store=store, owners=owners)
+    manager, socket = core.connect()
+    core.offer(manager)
+    assert owners.owned == [manager.isolation_key]
+    assert [append.epoch for append in store.waiting] == [7]
+    core.lose(manager, socket, 1000)
+    assert owners.owned == []

@@ -14,6 +14,7 @@ from sidecar.core.message import DeliveryState
 from sidecar.core.outbox import OutboxLimits
 from sidecar.core.ports import AuditEvent
 from tests.support.core import Core
+from tests.support.doubles import LaterStore, RecordingSocket
 
 WALL_STEPS = [0.0, 600.0, -600.0]
 
@@ -25,14 +26,19 @@ class Driven:
         self.core = Core(limits)
         self.manager, self.socket = self.core.connect(token_life_s=token_life_s)
         self.start = self.core.clock.monotonic()
+        self.answered: dict[str, int] = {}
 
     @property
     def elapsed(self) -> float:
         return self.core.clock.monotonic() - self.start
 
     def pong(self) -> None:
+        """Answer the pings that came since the last answer; an answer to none would be one more look at the time."""
         for socket in self.manager.connections:
-            self.manager.lifecycle.pong_received(socket.attach_id)
+            assert isinstance(socket, RecordingSocket)
+            if len(socket.pings) > self.answered.get(socket.attach_id, 0):
+                self.answered[socket.attach_id] = len(socket.pings)
+                self.manager.lifecycle.pong_received(socket.attach_id)
 
     def run(self, seconds: float, *, pongs: bool = True) -> None:
         """Let time pass, the client answering its pings or not."""
@@ -325,6 +331,14 @@ def test_the_next_time_is_never_now() -> None:
     for _ in range(80):
         at = driven.core.clock.advance(0.25)
         assert driven.manager.lifecycle.auto_cleanup_expired(at) > at.monotonic
+
+
+def test_what_is_over_but_not_yet_confirmed_does_not_make_the_next_time_now() -> None:
+    core = Core(store=LaterStore())
+    manager, _ = core.connect()
+    core.send_later(manager, ttl_s=1.0)
+    at = core.clock.advance(5.0)
+    assert manager.lifecycle.auto_cleanup_expired(at) == at.monotonic + 1.0
 
 
 def test_a_raw_context_ends_with_a_socket_that_is_overdue() -> None:

@@ -18,8 +18,9 @@ from sidecar.core.errors import (
     SidecarError,
     Unavailable,
 )
+from sidecar.core.idempotency import IDEMPOTENCY_WINDOW, IDEMPOTENCY_WINDOW_S
 from sidecar.core.limits import Limits
-from sidecar.core.manager import IDEMPOTENCY_WINDOW, IDEMPOTENCY_WINDOW_S, IsolatedWebSocketManager
+from sidecar.core.manager import IsolatedWebSocketManager
 from sidecar.core.message import (
     MESSAGE_OVERHEAD_BYTES,
     ContentType,

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sidecar.core.errors import ErrorReason, SidecarError
+from sidecar.core.idempotency import IDEMPOTENCY_WINDOW_S
 from sidecar.core.limits import Limits
-from sidecar.core.manager import IDEMPOTENCY_WINDOW_S, IsolatedWebSocketManager
+from sidecar.core.manager import IsolatedWebSocketManager
 from sidecar.core.message import MESSAGE_OVERHEAD_BYTES, DeliveryState, PendingReceipt, Receipt
 from sidecar.core.outbox import OutboxLimits
 from tests.support.core import Core, attempt

@@ -56,6 +56,7 @@ def test_the_list_of_audit_events_is_closed() -> None:
         (ports.OutboxStore, doubles.LaterStore),
         (ports.OutboxStore, MemoryOutboxStore),
         (ports.OwnerDirectory, LocalOwnerDirectory),
+        (ports.OwnerDirectory, doubles.RecordingOwners),
     ],
 )
 def test_an_implementation_takes_what_its_port_is_given(port: type[Protocol], implementation: type) -> None:  # type: ignore[valid-type]

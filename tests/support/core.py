@@ -14,7 +14,7 @@ from sidecar.core.identity import UserExecutionContext, VerifiedUser
 from sidecar.core.limits import Limits
 from sidecar.core.manager import IsolatedWebSocketManager
 from sidecar.core.message import Message, PendingReceipt, Receipt
-from sidecar.core.ports import Encoder, OutboxStore
+from sidecar.core.ports import Encoder, OutboxStore, OwnerDirectory
 from sidecar.core.statistics import SecurityCounters
 from sidecar.storage.memory import MemoryOutboxStore
 from tests.support.doubles import CountingRandomness, FakeClock, RecordingAudit, RecordingSocket, TextEncoder
@@ -49,7 +49,12 @@ def attempt(call: Callable[[], Outcome]) -> Outcome | SidecarError:
 class Core:
     """A factory with its ports: `clock`, `audit`, `store`, `counters`, `randomness`."""
 
-    def __init__(self, limits: Limits | None = None, store: OutboxStore | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        store: OutboxStore | None = None,
+        owners: OwnerDirectory | None = None,
+    ) -> None:
         self.clock = FakeClock()
         self.audit = RecordingAudit()
         self.counters = SecurityCounters()
@@ -59,7 +64,7 @@ class Core:
         self.factory = WebSocketManagerFactory(
             Limits() if limits is None else limits,
             store=MemoryOutboxStore() if store is None else store,
-            owners=LocalOwnerDirectory(),
+            owners=LocalOwnerDirectory() if owners is None else owners,
             clock=self.clock,
             counters=self.counters,
             randomness=self.randomness,

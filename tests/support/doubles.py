@@ -142,6 +142,21 @@ class CountingRandomness:
         return f"{len(self.calls):0{2 * size}x}"
 
 
+class RecordingOwners:
+    """An owner directory that hands out the epochs it is told to, and keeps which keys are owned now."""
+
+    def __init__(self, epoch: int = 1) -> None:
+        self.epoch = epoch
+        self.owned: list[str] = []
+
+    def claim(self, isolation_key: str) -> int:
+        self.owned.append(isolation_key)
+        return self.epoch
+
+    def release(self, isolation_key: str) -> None:
+        self.owned.remove(isolation_key)
+
+
 class StoreFailed(Exception):
     """An error of the store's own, foreign to the core."""
 
