@@ -162,6 +162,14 @@ def test_a_refused_send_changes_nothing_but_the_count(
     assert not core.send(manager, message_id="id").duplicate
 
 
+def test_a_message_that_was_checked_is_not_parsed_again() -> None:
+    core = Core()
+    manager, socket = core.connect()
+    assert core.send(manager, b"{", checked=True).sequence == 1
+    assert reason_of(core, manager, b"{") is ErrorReason.BAD_REQUEST
+    assert sequences(socket) == [1]
+
+
 def test_the_stores_durability_is_every_messages() -> None:
     core = Core()
     manager = core.create()
