@@ -283,27 +283,30 @@ class IsolatedWebSocketManager:
             known = self._recall(message, at)
             if known is not None:
                 return known
-        self._resources.admit_rate(self._account, at.monotonic)
-        sequence = self.outbox.head + 1
+        account, outbox = self._account, self.outbox
+        if account.bucket is not None:
+            self._resources.admit_rate(account, at.monotonic)
+        sequence = outbox.head + 1
         message_id = message.message_id or f"{self._message_id_prefix}{sequence}"
         frame = self._encoder.message(sequence, message_id, message)
         size = len(message.payload) + MESSAGE_OVERHEAD_BYTES
         if len(frame) > 2 * size:  # headers and control characters take what they take
             size = len(frame)
-        self._make_room(message, size, at)
-        if self._account.bucket is not None:
-            self._account.bucket.take(at.monotonic)
+        over_user = self._resources.bytes_over(account, size)
+        if over_user > 0 or message.critical or not outbox.fits(size):
+            self._make_room(message, size, over_user, at)
+        if account.bucket is not None:
+            account.bucket.take(at.monotonic)
         return self._append(message, message_id, frame, size, at)
 
-    def _make_room(self, message: Message, size: int, at: Instant) -> None:
-        outbox, socket, resources = self.outbox, self.primary, self._resources
+    def _make_room(self, message: Message, size: int, over_user: int, at: Instant) -> None:
+        outbox, socket = self.outbox, self.primary
         yielding = (socket is not None and socket.writable) or not outbox.ever_acknowledged
         before = outbox.ordinary_bytes
         try:
-            over_user = resources.bytes_over(self._account, size)
             outbox.make_room(size, message.critical, yielding, at.monotonic, over_user)
         except ResourceExhausted as error:
-            resources.limit_hits += error.reason is ErrorReason.USER_LIMIT
+            self._resources.limit_hits += error.reason is ErrorReason.USER_LIMIT
             raise
         finally:  # what expired has gone though the message may be refused
             self._account.queued_bytes -= before - outbox.ordinary_bytes

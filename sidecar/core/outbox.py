@@ -118,7 +118,7 @@ class Outbox:
         """
         if critical:
             self._check_reserve(size)
-        if over_user <= 0 and (critical or self._fits(size)):
+        if over_user <= 0 and (critical or self.fits(size)):
             return 0
         freed = self.drop_expired(now)
         messages, surplus = (0, 0) if critical else self._excess(size)
@@ -251,7 +251,8 @@ class Outbox:
         if full or self._critical_bytes + size > self.limits.critical_reserve_bytes:
             raise ResourceExhausted(ErrorReason.OUTBOX_FULL, retry_after_s=1.0)
 
-    def _fits(self, size: int) -> bool:
+    def fits(self, size: int) -> bool:
+        """True when one more ordinary message of that size needs nobody to give way."""
         room = len(self.entries) - len(self._critical) < self.limits.max_messages
         return room and self.ordinary_bytes + size <= self.limits.max_bytes
 
@@ -299,6 +300,12 @@ class Outbox:
 
     def _dig(self, sequence: int, reason: GapReason) -> None:
         holes = self._holes
+        if holes and holes[-1].last == sequence - 1 and holes[-1].reason is reason:
+            # The usual case, a full outbox whose oldest give way: the last run grows.
+            last = holes[-1]
+            if not last.announced and last.last != self.cursor:
+                last.last = sequence
+                return
         index = bisect_left(holes, sequence, key=lambda hole: hole.last)
         hole = Hole(sequence, sequence, reason, announced=False)
         if index < len(holes) and self._continues(hole, holes[index]):
