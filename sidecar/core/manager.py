@@ -91,6 +91,7 @@ class IsolatedWebSocketManager:
         self.messages_failed = 0
         self.scheduled_for: float | None = None
         self.end_watchers: set[Callable[[], None]] = set()
+        self.revoked_families: set[str] = set()
         self.lifecycle = ConnectionLifecycleManager(self, ports.resources.limits, ports.schedule)
         self._account = account
         self._resources = ports.resources

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from sidecar.api.v1 import context_service_pb2 as pb
 from sidecar.core.errors import (
     BadRequest,
     ErrorReason,
     IsolationViolation,
+    ManagerGone,
     PermissionDenied,
+    ResourceExhausted,
 )
 from sidecar.core.identity import Scope
 from sidecar.core.ports import AuditEvent
@@ -27,9 +30,13 @@ if TYPE_CHECKING:
     from sidecar.rpc.boundary import CallFacts
     from sidecar.rpc.callers import Callers
     from sidecar.security.audit import JsonLinesAuditTrail
-    from sidecar.security.context_tokens import ContextTokenAuthority
+    from sidecar.security.context_tokens import ContextGrant, ContextTokenAuthority
     from sidecar.security.service_auth import ServiceIdentity
     from sidecar.security.user_tokens import UserTokenVerifier
+
+
+MAX_REVOKED_FAMILIES: Final = 256
+"""Of one context."""
 
 
 class ContextMethods:
@@ -76,7 +83,7 @@ class ContextMethods:
     ) -> pb.RevokeContextTokenResponse:
         """End the presented token, what it was refreshed from and what was refreshed from it; at once."""
         grant = self._callers.grant(facts)
-        self._tokens.revoke_family(grant.family)
+        self._revoke(grant)
         self._audit.record(
             AuditEvent.TOKEN_REVOKED,
             token_id=grant.token_id,
@@ -108,6 +115,18 @@ class ContextMethods:
             expire_time=timestamp(token.expires_at),
             context=user_context(context),
         )
+
+    def _revoke(self, grant: ContextGrant) -> None:
+        """Revoke for as long as the context lives, so many at most: no context can fill the table for the others."""
+        try:
+            manager, family = self._callers.manager_of(grant), grant.family
+        except ManagerGone:
+            return  # the token opens nothing any more
+        if len(manager.revoked_families) >= MAX_REVOKED_FAMILIES:
+            raise ResourceExhausted(ErrorReason.RATE_LIMITED, retry_after_s=60.0)
+        self._tokens.revoke_family(family)
+        manager.revoked_families.add(family)
+        manager.end_watchers.add(partial(self._tokens.revocations.discard, family))
 
     def _context_of(self, user: VerifiedUser, connection_id: str) -> UserExecutionContext:
         """The user's own live context of that id; unknown and foreign ids get one answer."""

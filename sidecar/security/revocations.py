@@ -72,6 +72,11 @@ class RevocationList:
             if self._path is not None:
                 self._pending.append(_line(family, until))
 
+    def discard(self, family: str) -> None:
+        """Forget a family whose context has ended: its tokens open nothing any more. Idempotent."""
+        with self._memory:
+            self._until.pop(family, None)
+
     def prune(self, now: float) -> None:
         """Forget the families whose last token has ended."""
         with self._memory:

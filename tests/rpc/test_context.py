@@ -10,6 +10,7 @@ import pytest
 from sidecar.api.v1 import context_service_pb2 as pb
 from sidecar.core.identity import Scope
 from sidecar.core.ports import AuditEvent
+from sidecar.rpc.context import MAX_REVOKED_FAMILIES
 from sidecar.security.service_auth import Permission
 from tests.rpc.conftest import MakeRig
 from tests.rpc.identities import SCOPED, identity
@@ -135,7 +136,26 @@ async def test_a_revocation_ends_the_whole_family(rig: Rig, presented: str) -> N
 async def test_a_token_can_be_revoked_though_its_context_has_ended(rig: Rig) -> None:
     rig.alice.manager.end("test", None, rig.at())
     await revoke(rig, rig.alice.token)
+    assert summary(await refused(get(rig, rig.alice.token))) == Refused("NOT_FOUND", "MANAGER_GONE")
+    assert len(rig.tokens.revocations) == 0  # what opens nothing need not be remembered
+
+
+async def test_what_was_revoked_is_forgotten_with_its_context(rig: Rig) -> None:
+    await revoke(rig, rig.alice.token)
     assert summary(await refused(get(rig, rig.alice.token))) == REVOKED
+    rig.alice.manager.end("test", None, rig.at())
+    assert len(rig.tokens.revocations) == 0
+    assert (await refused(get(rig, rig.alice.token))) is not None
+
+
+async def test_one_context_cannot_fill_the_table_of_the_revoked(rig: Rig) -> None:
+    for _ in range(MAX_REVOKED_FAMILIES):
+        await revoke(rig, rig.mint(rig.alice.manager, Scope.SEND))
+    limited = Refused("RESOURCE_EXHAUSTED", "RATE_LIMITED", retry_s=60.0)
+    assert summary(await refused(revoke(rig, rig.alice.token))) == limited
+    assert (await get(rig, rig.alice.token)).isolation_key == rig.alice.key
+    await revoke(rig, rig.bystander.token)
+    assert summary(await refused(get(rig, rig.bystander.token))) == REVOKED
 
 
 # ExchangeContextToken
