@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the settings of sidecar/config.py; with --check only says whether it is current."""
+"""Writes docs/configuration.md from the settings of sidecar/config/; with --check only says whether it is current."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TARGET = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 PREFACE = """\
 # Configuration
 
-Generated from `sidecar/config.py` by `scripts/generate_configuration_doc.py`; do not edit.
+Generated from `sidecar/config/` by `scripts/generate_configuration_doc.py`; do not edit.
 
 `sidecar serve --config FILE` reads one TOML file of the sections below. Every key can come from the environment too, as
 `SIDECAR_<SECTION>__<KEY>` (two underscores), and the environment beats the file. In the environment a list is JSON or
