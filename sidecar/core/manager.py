@@ -318,7 +318,7 @@ class IsolatedWebSocketManager:
         sequence = self.outbox.append(frame, size, at.monotonic, message.ttl_s, message.critical).sequence
         self._account.queued_bytes += size
         pending = None
-        if not self._store.append(self.isolation_key, self._epoch, sequence, frame, None, self._confirmed):
+        if not self._store.append(self.isolation_key, self._epoch, sequence, frame, self._confirmed):
             pending = PendingReceipt()
             self._unconfirmed.append(_Unconfirmed(sequence, message_id, at, pending))
         if message.message_id:

@@ -5,7 +5,7 @@ The core calls these and nothing else; every method here is synchronous, returns
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -135,7 +135,6 @@ class OutboxStore(Protocol):
         epoch: int,
         sequence: int,
         frame: bytes,
-        metadata: Mapping[str, AuditValue] | None,
         confirmed: Confirmed,
     ) -> bool:
         """True: kept now, as is every earlier append of this key. False: `confirmed` is called later, never from

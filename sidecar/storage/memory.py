@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from sidecar.core.message import Durability
-from sidecar.core.ports import AuditValue, Confirmed
+from sidecar.core.ports import Confirmed
 
 
 class MemoryOutboxStore:
@@ -19,7 +17,6 @@ class MemoryOutboxStore:
         epoch: int,
         sequence: int,
         frame: bytes,
-        metadata: Mapping[str, AuditValue] | None,
         confirmed: Confirmed,
     ) -> bool:
         """Kept, by the outbox itself."""

@@ -13,12 +13,12 @@ def refuse(error: Exception | None) -> None:
 def test_every_append_is_confirmed_at_once_and_once() -> None:
     store = MemoryOutboxStore()
     assert store.durability is Durability.MEMORY
-    assert store.append("key", 1, 1, b"frame", None, refuse) is True
+    assert store.append("key", 1, 1, b"frame", refuse) is True
 
 
 def test_there_is_nothing_to_forget() -> None:
     store = MemoryOutboxStore()
-    store.append("key", 1, 1, b"frame", None, refuse)
+    store.append("key", 1, 1, b"frame", refuse)
     store.discard("key", 1)
     store.dispose("key")
     store.dispose("key")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from sidecar.core.close_codes import Close
@@ -191,7 +190,6 @@ class LaterStore:
         epoch: int,
         sequence: int,
         frame: bytes,
-        metadata: Mapping[str, AuditValue] | None,
         confirmed: Confirmed,
     ) -> bool:
         self.waiting.append(Append(isolation_key, epoch, sequence, frame, confirmed))

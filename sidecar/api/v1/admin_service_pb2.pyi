@@ -194,7 +194,7 @@ class ManagerSummary(google.protobuf.message.Message):
     outbox_messages: builtins.int
     """Messages in the outbox."""
     outbox_bytes: builtins.int
-    """What they count for, in bytes: payloads and 256 each."""
+    """What they count for, in bytes: payload and 256 each, or the frame where that is more than twice as large."""
     @property
     def context(self) -> sidecar.api.v1.types_pb2.UserContext:
         """Who the context belongs to."""

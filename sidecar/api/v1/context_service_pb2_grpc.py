@@ -80,6 +80,7 @@ class ContextServiceServicer(object):
 
     def RevokeContextToken(self, request, context):
         """Ends the presented token's family at once: the token, what it was refreshed from and all that was refreshed from it.
+        At most 256 families of one context, beyond that RATE_LIMITED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

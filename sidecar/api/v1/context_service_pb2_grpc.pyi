@@ -143,7 +143,9 @@ class ContextServiceStub(typing.Generic[_ContextServiceGetContextType, _ContextS
     """
 
     RevokeContextToken: _ContextServiceRevokeContextTokenType
-    """Ends the presented token's family at once: the token, what it was refreshed from and all that was refreshed from it."""
+    """Ends the presented token's family at once: the token, what it was refreshed from and all that was refreshed from it.
+    At most 256 families of one context, beyond that RATE_LIMITED.
+    """
 
     ExchangeContextToken: _ContextServiceExchangeContextTokenType
     """Mints a context token for a service that holds a user's own token and the connection_id of one of that user's
@@ -199,7 +201,9 @@ class ContextServiceServicer(metaclass=abc.ABCMeta):
         request: sidecar.api.v1.context_service_pb2.RevokeContextTokenRequest,
         context: _ServicerContext,
     ) -> typing.Union[sidecar.api.v1.context_service_pb2.RevokeContextTokenResponse, collections.abc.Awaitable[sidecar.api.v1.context_service_pb2.RevokeContextTokenResponse]]:
-        """Ends the presented token's family at once: the token, what it was refreshed from and all that was refreshed from it."""
+        """Ends the presented token's family at once: the token, what it was refreshed from and all that was refreshed from it.
+        At most 256 families of one context, beyond that RATE_LIMITED.
+        """
 
     @abc.abstractmethod
     def ExchangeContextToken(

@@ -751,7 +751,7 @@ class GetManagerStatsResponse(google.protobuf.message.Message):
     outbox_messages: builtins.int
     """Messages in the outbox."""
     outbox_bytes: builtins.int
-    """What they count for, in bytes: payloads and 256 each."""
+    """What they count for, in bytes: payload and 256 each, or the frame where that is more than twice as large."""
     @property
     def last_activity_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When the client or a service last did something that keeps the context from idling out."""
