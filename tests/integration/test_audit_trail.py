@@ -7,7 +7,6 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
@@ -16,6 +15,7 @@ from websockets.exceptions import InvalidStatus
 from sidecar.api.v1 import admin_service_pb2, context_service_pb2, delivery_service_pb2, types_pb2
 from sidecar.core.ports import AuditEvent
 from tests.support.running import RunningSidecar, Service, User, refusal, running_sidecar
+from tests.support.trail import Trail
 
 CANARY = "canary-7f3a9c51"
 ELSEWHERE = {AuditEvent.AUDIT_RECORDS_LOST, AuditEvent.AUDIT_INTERRUPTED}
@@ -34,27 +34,6 @@ async def exchange(sidecar: RunningSidecar, service: Service, user: User, *scope
     return str(answer.context_token)
 
 
-class Deltas:
-    """Which records an action added, by event."""
-
-    def __init__(self, sidecar: RunningSidecar) -> None:
-        self._sidecar = sidecar
-        self._before: Counter[str] = Counter()
-        self.seen: set[str] = set()
-
-    async def mark(self) -> None:
-        self._before = Counter(record["event"] for record in await self._sidecar.audit_records())
-
-    async def expect(self, **expected: int) -> None:
-        """Exactly these records since the mark (and the admin read that looks)."""
-        now = Counter(record["event"] for record in await self._sidecar.audit_records())
-        now.subtract(self._before)
-        now["admin_call"] -= 1
-        assert {event: number for event, number in now.items() if number} == expected
-        self.seen |= set(expected)
-        await self.mark()
-
-
 @pytest.mark.timeout(120)
 async def test_each_event_once(tmp_path: Path) -> None:
     prepare_torn_trail(tmp_path)
@@ -65,18 +44,18 @@ async def test_each_event_once(tmp_path: Path) -> None:
             started = [record["event"] for record in await sidecar.audit_records()]
             assert started.count("sidecar_started") == 2
             assert started.count("audit_tail_repaired") == 1
-            await until_recorded(sidecar, "keys_rotated")
-            deltas = Deltas(sidecar)
-            await deltas.mark()
-            await connections(sidecar, service, deltas, secrets)
-            await tokens(sidecar, service, deltas, secrets)
-            await refusals(sidecar, service, deltas)
-            await operators(sidecar, service, deltas)
+            trail = Trail(sidecar)
+            await trail.until("keys_rotated")
+            await trail.mark()
+            await connections(sidecar, service, trail, secrets)
+            await tokens(sidecar, service, trail, secrets)
+            await refusals(sidecar, service, trail)
+            await operators(sidecar, service, trail)
         assert sidecar.stop() == 0
         records = [json.loads(line) for line in sidecar.audit_path.read_text().splitlines()]
         assert records[-1]["event"] == "sidecar_stopped"
         assert Counter(record["event"] for record in records)["keys_rotated"] == 1
-        seen = deltas.seen | {"sidecar_started", "sidecar_stopped", "audit_tail_repaired", "keys_rotated"}
+        seen = trail.seen | {"sidecar_started", "sidecar_stopped", "audit_tail_repaired", "keys_rotated"}
         assert {str(event) for event in AuditEvent} - seen == {str(event) for event in ELSEWHERE}
         arguments = ("-m", "sidecar", "audit", "verify", str(sidecar.audit_path))
         verify = await asyncio.create_subprocess_exec(sys.executable, *arguments, stderr=asyncio.subprocess.PIPE)
@@ -87,85 +66,85 @@ async def test_each_event_once(tmp_path: Path) -> None:
             assert secret not in written
 
 
-async def connections(sidecar: RunningSidecar, service: Service, deltas: Deltas, secrets: list[str]) -> None:
+async def connections(sidecar: RunningSidecar, service: Service, trail: Trail, secrets: list[str]) -> None:
     async with sidecar.user("alice") as alice:
         secrets += [alice.context_token, alice.isolation_key, alice.welcome["resume_token"]]
-        await deltas.expect(context_opened=1, token_minted=1)
+        await trail.expect(context_opened=1, token_minted=1)
         await service.send(alice.isolation_key, alice.context_token, f'"{CANARY}"'.encode())
         async with sidecar.user("alice", mirror={"token": alice.welcome["resume_token"]}):
-            await deltas.expect(mirror_joined=1, token_minted=1)
-        await deltas.expect(socket_closed=1)
+            await trail.expect(mirror_joined=1, token_minted=1)
+        await trail.expect(socket_closed=1)
         fresh = sidecar.user_token("alice", ttl_s=900)
         secrets.append(fresh)
         await alice.frame()
         await alice.socket.send(json.dumps({"type": "refresh", "token": fresh}))
         assert (await alice.frame())["type"] == "refreshed"
-        await deltas.expect(user_token_refreshed=1)
-    await deltas.expect(socket_closed=1, context_closed=1)
+        await trail.expect(user_token_refreshed=1)
+    await trail.expect(socket_closed=1, context_closed=1)
     async with sidecar.user("alice", resume={"token": "0" * 64, "last_sequence": 0, "attempt": 1}):
-        await deltas.expect(resume_denied=1, context_opened=1, token_minted=1)
-    await deltas.expect(socket_closed=1, context_closed=1)
+        await trail.expect(resume_denied=1, context_opened=1, token_minted=1)
+    await trail.expect(socket_closed=1, context_closed=1)
     async with sidecar.user("dora") as first, sidecar.user("dora"):
         first.socket.transport.abort()
         await first.socket.wait_closed()
-        await until_recorded(sidecar, "socket_closed", connection_id=first.welcome["connection_id"])
-        await deltas.mark()
+        await trail.until("socket_closed", connection_id=first.welcome["connection_id"])
+        await trail.mark()
         async with sidecar.user("dora"):
-            await deltas.expect(limit_enforced=1, context_closed=1, context_opened=1, token_minted=1)
-    await until_recorded(sidecar, "context_closed", user_id="dora", times=3)
-    await deltas.mark()
+            await trail.expect(limit_enforced=1, context_closed=1, context_opened=1, token_minted=1)
+    await trail.until("context_closed", user_id="dora", times=3)
+    await trail.mark()
 
 
-async def tokens(sidecar: RunningSidecar, service: Service, deltas: Deltas, secrets: list[str]) -> None:
+async def tokens(sidecar: RunningSidecar, service: Service, trail: Trail, secrets: list[str]) -> None:
     async with sidecar.user("bob") as bob:
-        await deltas.expect(context_opened=1, token_minted=1)
+        await trail.expect(context_opened=1, token_minted=1)
         refreshed = await service.context.RefreshContextToken(
             context_service_pb2.RefreshContextTokenRequest(), metadata=as_client(bob.context_token)
         )
-        await deltas.expect(token_refreshed=1)
+        await trail.expect(token_refreshed=1)
         exchanged = await exchange(sidecar, service, bob, "send", "broadcast:user")
-        await deltas.expect(token_exchanged=1)
+        await trail.expect(token_exchanged=1)
         secrets += [refreshed.context_token, exchanged]
         request = delivery_service_pb2.BroadcastRequest(
             scope=delivery_service_pb2.BROADCAST_SCOPE_USER, message=types_pb2.Message(payload=b"1")
         )
         await service.delivery.Broadcast(request, metadata=as_client(exchanged))
-        await deltas.expect(broadcast=1)
+        await trail.expect(broadcast=1)
         await service.context.RevokeContextToken(
             context_service_pb2.RevokeContextTokenRequest(), metadata=as_client(refreshed.context_token)
         )
-        await deltas.expect(token_revoked=1)
+        await trail.expect(token_revoked=1)
         assert (await refusal(service.send(bob.isolation_key, bob.context_token))).reason == "TOKEN_REVOKED"
-        await deltas.expect(token_denied=1)
-    await deltas.expect(socket_closed=1, context_closed=1)
+        await trail.expect(token_denied=1)
+    await trail.expect(socket_closed=1, context_closed=1)
 
 
-async def refusals(sidecar: RunningSidecar, service: Service, deltas: Deltas) -> None:
+async def refusals(sidecar: RunningSidecar, service: Service, trail: Trail) -> None:
     async with sidecar.user("eve") as eve:
-        await deltas.mark()
+        await trail.mark()
         assert (await refusal(service.send("f" * 64, eve.context_token))).reason == "ISOLATION_VIOLATION"
-        await deltas.expect(isolation_violation=1)
+        await trail.expect(isolation_violation=1)
         own = delivery_service_pb2.CloseManagerRequest(isolation_key=eve.isolation_key)
         closed = await refusal(service.delivery.CloseManager(own, metadata=as_client(eve.context_token)))
         assert closed.reason == "SCOPE_MISSING"
-        await deltas.expect(scope_denied=1)
-    await deltas.mark()
+        await trail.expect(scope_denied=1)
+    await trail.mark()
     with pytest.raises(InvalidStatus) as refused:
         await connect(sidecar.websocket_url, additional_headers={"Authorization": f"Bearer {CANARY}"}).__aenter__()
     assert refused.value.response.status_code == 401
-    await deltas.expect(connect_refused=1)
+    await trail.expect(connect_refused=1)
     await asyncio.gather(*(refusal(service.send("f" * 64, CANARY)) for _ in range(60)))
-    counted = await until_recorded(sidecar, "refusals_counted")
+    counted = await trail.until("refusals_counted")
     records = await sidecar.audit_records("token_denied")
     singles = [record for record in records if record.get("reason") == "TOKEN_INVALID"]
     assert len(singles) + sum(record["count"] for record in counted) == 60
-    deltas.seen.add("refusals_counted")
-    await deltas.mark()
+    trail.seen.add("refusals_counted")
+    await trail.mark()
 
 
-async def operators(sidecar: RunningSidecar, service: Service, deltas: Deltas) -> None:
+async def operators(sidecar: RunningSidecar, service: Service, trail: Trail) -> None:
     await service.admin.ListManagers(admin_service_pb2.ListManagersRequest(), metadata=service.as_operator)
-    await deltas.expect(admin_call=1)
+    await trail.expect(admin_call=1)
     deputy = "deputy-" + sidecar.service_token
     token_file = sidecar.audit_path.parent / "service-tokens"
     line = json.dumps({"name": "deputy", "token": deputy, "allow": ["exchange"]})
@@ -178,17 +157,7 @@ async def operators(sidecar: RunningSidecar, service: Service, deltas: Deltas) -
             assert denied.reason == "TOKEN_INVALID"
     now = Counter(record["event"] for record in await sidecar.audit_records())
     assert now["service_denied"] == 1
-    deltas.seen.add("service_denied")
-
-
-async def until_recorded(sidecar: RunningSidecar, event: str, times: int = 1, **fields: Any) -> list[dict[str, Any]]:
-    """Wait for what the sidecar does of itself, by asking again: each look is a call that takes its turn."""
-    async with asyncio.timeout(10):
-        while True:
-            records = await sidecar.audit_records(event)
-            found = [record for record in records if all(record.get(name) == fields[name] for name in fields)]
-            if len(found) >= times:
-                return found
+    trail.seen.add("service_denied")
 
 
 def prepare_torn_trail(folder: Path) -> None:
