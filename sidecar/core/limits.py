@@ -127,10 +127,6 @@ class UserLevelResourceManager:
                 self.limit_hits += 1
                 raise ResourceExhausted(ErrorReason.RATE_LIMITED, retry_after_s=wait_s)
 
-    def bytes_over(self, account: UserAccount, size: int) -> int:
-        """How far `size` more bytes would put the user over what may be queued; not positive when they fit."""
-        return account.queued_bytes + size - self.limits.queued_bytes_per_user
-
     def release(self, account: UserAccount) -> None:
         """Forget an account that holds no manager."""
         if not account.managers:

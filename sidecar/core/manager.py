@@ -95,6 +95,8 @@ class IsolatedWebSocketManager:
         self.lifecycle = ConnectionLifecycleManager(self, ports.resources.limits, ports.schedule)
         self._account = account
         self._resources = ports.resources
+        self._max_message_bytes = ports.resources.limits.max_message_bytes
+        self._max_queued_bytes = ports.resources.limits.queued_bytes_per_user
         self._encoder = encoder
         self._store = ports.store
         self._epoch = epoch
@@ -181,7 +183,8 @@ class IsolatedWebSocketManager:
         Never waits: with a store that answers later the receipt is pending. Raises a SidecarError when refused; then
         nothing was appended. Safe to repeat with the same message_id.
         """
-        self._require(context)
+        if self.ended or context is not self.context:
+            self._require(context)
         try:
             return self._accept(message, at)
         except SidecarError:
@@ -277,7 +280,7 @@ class IsolatedWebSocketManager:
 
     def _accept(self, message: Message, at: Instant) -> Receipt | PendingReceipt:
         if not message.checked:
-            check_message(message, self._resources.limits.max_message_bytes)
+            check_message(message, self._max_message_bytes)
         if message.min_durability > self._store.durability:
             raise FailedPrecondition(ErrorReason.DURABILITY_UNAVAILABLE)
         if message.message_id:
@@ -293,7 +296,7 @@ class IsolatedWebSocketManager:
         size = len(message.payload) + MESSAGE_OVERHEAD_BYTES
         if len(frame) > 2 * size:  # headers and control characters take what they take
             size = len(frame)
-        over_user = self._resources.bytes_over(account, size)
+        over_user = account.queued_bytes + size - self._max_queued_bytes
         if over_user > 0 or message.critical or not outbox.fits(size):
             self._make_room(message, size, over_user, at)
         if account.bucket is not None:
@@ -325,12 +328,11 @@ class IsolatedWebSocketManager:
             self._recent.remember(message, sequence, at, pending)
         if pending is not None:
             return pending
-        return self._confirm(sequence, message_id, at)
+        return self._confirm(sequence, message_id, frame, at)
 
-    def _confirm(self, sequence: int, message_id: str, accepted: Instant) -> Receipt:
+    def _confirm(self, sequence: int, message_id: str, frame: bytes, accepted: Instant) -> Receipt:
         outbox = self.outbox
         socket = self.primary
-        frame = outbox.entries[sequence].frame
         outbox.confirmed = sequence
         self.messages_sent += 1
         if accepted.monotonic > self.last_activity.monotonic:
@@ -368,7 +370,8 @@ class IsolatedWebSocketManager:
             return
         if error is None:
             first = self._unconfirmed.popleft()
-            receipt = self._confirm(first.sequence, first.message_id, first.accepted)
+            frame = self.outbox.entries[first.sequence].frame
+            receipt = self._confirm(first.sequence, first.message_id, frame, first.accepted)
             self._recent.confirmed(first.message_id, first.pending)
             first.pending.settle(receipt, None)
             return

@@ -26,11 +26,13 @@ class Acceptance:
     def accept(
         self, manager: IsolatedWebSocketManager, scopes: frozenset[Scope], proto: types_pb2.Message, at: Instant
     ) -> Receipt | PendingReceipt:
-        """Take one message as SendToUser, a batch's item or a lane carries it. Raises a SidecarError when refused."""
-        if Scope.SEND not in scopes:
-            raise PermissionDenied(ErrorReason.SCOPE_MISSING)
+        """Take one message as SendToUser, a batch's item or a lane carries it. Raises a SidecarError when refused.
+
+        Who has the manager from `Callers.open` was asked for the scope `send` there.
+        """
         message = message_from(proto)
-        require_emit(message, scopes)
+        if message.critical:
+            require_emit(message, scopes)
         return self.send(manager, message, at)
 
     def send(self, manager: IsolatedWebSocketManager, message: Message, at: Instant) -> Receipt | PendingReceipt:

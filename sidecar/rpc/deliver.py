@@ -30,7 +30,7 @@ from sidecar.core.identity import Scope
 from sidecar.core.message import Instant, PendingReceipt, Receipt
 from sidecar.rpc.boundary import Call, CallFacts, refusal_of
 from sidecar.rpc.status import rich_status
-from sidecar.rpc.translate import fill_receipt
+from sidecar.rpc.wire import ReceiptFrame, lane_field
 
 if TYPE_CHECKING:
     from sidecar.api.v1 import types_pb2
@@ -71,10 +71,11 @@ class Opening:
 class Lane:
     """One numbered lane of a stream, open or not, and the place of the next message in it."""
 
-    __slots__ = ("next_number", "number", "opening", "waiting")
+    __slots__ = ("field", "next_number", "number", "opening", "waiting")
 
     def __init__(self, number: int, former: Lane | None = None) -> None:
         self.number = number
+        self.field = lane_field(number)
         self.next_number = 0
         self.opening: Opening | None = None
         # Outcomes behind one that the store has yet to confirm: receipts leave in order, those of the lane that had
@@ -147,8 +148,8 @@ class DeliverStream:
         self._recorder = recorder
         self._lanes: dict[int, Lane] = {}
         self._closed: dict[int, Lane] = {}
-        self._answers: list[pb.DeliverResponse] = []
-        self._receipts: Any = None
+        self._answers: list[ReceiptFrame | bytes] = []
+        self._receipts: ReceiptFrame | None = None
         self._unsent = 0
         self._unconfirmed = 0
         self._ready = asyncio.Event()
@@ -305,25 +306,26 @@ class DeliverStream:
 
     def _deliver_all(self, items: Iterable[pb.DeliverRequest.LaneMessage]) -> None:
         at = Instant(self._clock.monotonic(), self._clock.time())
-        lane: Lane | None = None
+        lanes = self._lanes
         for item in items:
             number = item.lane
-            if lane is None or lane.number != number:
-                # The clock stands still within a frame: one look at the token is enough for a run of one lane.
-                lane = self._lanes.get(number) or self._closed_lane(number)
-                self._check_token(lane, at)
+            lane = lanes.get(number) or self._closed_lane(number)
             place = lane.next_number
             lane.next_number = place + 1
-            outcome = self._deliver(lane.opening, item.message, at)
+            outcome = self._deliver(lane, item.message, at)
             if lane.waiting or isinstance(outcome, PendingReceipt):
                 self._queue(lane, place, outcome)
             else:
-                self._answer_receipt(number, place, outcome)
+                self._answer_receipt(lane, place, outcome)
 
-    def _deliver(self, opening: Opening | None, proto: types_pb2.Message, at: Instant) -> _Outcome | PendingReceipt:
+    def _deliver(self, lane: Lane, proto: types_pb2.Message, at: Instant) -> _Outcome | PendingReceipt:
+        opening = lane.opening
         if opening is None:
             return FailedPrecondition(ErrorReason.LANE_NOT_OPEN)
         grant = opening.grant
+        if grant.shared.revoked or at.monotonic >= grant.expires_monotonic:
+            self._check_token(lane, at)
+            return FailedPrecondition(ErrorReason.LANE_NOT_OPEN)
         try:
             return self._accept(opening.manager, grant.scopes, proto, at)
         except Exception as error:  # noqa: BLE001 - a bug costs its message, never the stream
@@ -346,24 +348,20 @@ class DeliverStream:
                 outcome = settled
             lane.waiting.popleft()
             self._unconfirmed -= 1
-            self._answer_receipt(lane.number, place, outcome)
+            self._answer_receipt(lane, place, outcome)
 
     # Answers
 
-    def _answer_receipt(self, lane: int, place: int, outcome: _Outcome) -> None:
+    def _answer_receipt(self, lane: Lane, place: int, outcome: _Outcome) -> None:
         receipts = self._receipts
         if receipts is None or len(receipts) >= MAX_FRAME_ITEMS:
-            response = pb.DeliverResponse()
-            receipts = self._receipts = response.receipts.items
-            self._answers.append(response)
+            receipts = self._receipts = ReceiptFrame()
+            self._answers.append(receipts)
             self._ready.set()
-        item = receipts.add()
-        item.lane = lane
-        item.number = place
         if isinstance(outcome, Receipt):
-            fill_receipt(item.receipt, outcome)
+            receipts.add_receipt(lane.field, place, outcome)
         else:
-            item.error.CopyFrom(rich_status(outcome))
+            receipts.add_error(lane.field, place, rich_status(outcome))
         self._unsent += 1
 
     def _answer_lane_error(self, lane: int, error: SidecarError) -> None:
@@ -371,7 +369,7 @@ class DeliverStream:
 
     def _answer(self, response: pb.DeliverResponse) -> None:
         self._receipts = None  # what comes after stands after it
-        self._answers.append(response)
+        self._answers.append(response.SerializeToString())
         self._unsent += 1
         self._ready.set()
 
@@ -384,7 +382,7 @@ class DeliverStream:
                 self._receipts = None
                 self._unsent = 0
                 for answer in answers:
-                    await self._call.write(answer.SerializeToString())
+                    await self._call.write(answer if isinstance(answer, bytes) else answer.encode())
                 self._drained.set()
         finally:
             self._drained.set()  # the reader may wait for it, and must see that nobody writes any more

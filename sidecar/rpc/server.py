@@ -52,6 +52,8 @@ SERVICES: Final = tuple(
 )
 HANDLERS_END_S: Final = 1.0
 MAX_METADATA_BYTES: Final = 8 * 1024
+UNREAD_WINDOW_BYTES: Final = 256 * 1024
+"""How much of one stream gRPC holds that nobody has read yet (RFC 9113 §5.2)."""
 MAX_UNIX_PATH_BYTES: Final = 107
 """Linux's `sun_path` less its NUL (unix(7)); gRPC's own error does not say so."""
 
@@ -238,6 +240,9 @@ def server_options(settings: RpcSettings) -> list[tuple[str, Any]]:
         # Clients may ping every 10 s, with or without calls; 5 s leaves room for their clocks.
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        # The window would grow to 16 MiB a stream, unread, with the bandwidth that a client can show.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", UNREAD_WINDOW_BYTES),
         # No grace period: a connection of age takes no new call, its streams live on.
         ("grpc.max_connection_age_ms", int(age_s * 1000)),
     ]

@@ -13,6 +13,8 @@ from sidecar.core.message import ContentType, Instant, Message, Receipt
 if TYPE_CHECKING:
     from sidecar.core.identity import UserExecutionContext
 
+_JSON = int(ContentType.JSON)
+
 
 def message_from(proto: types_pb2.Message) -> Message:
     """The core's message. Raises UNSUPPORTED for a response stream, which this version does not serve."""
@@ -23,7 +25,7 @@ def message_from(proto: types_pb2.Message) -> Message:
         proto.message_id,
         proto.event_type,
         proto.payload,
-        proto.content_type or ContentType.JSON,
+        proto.content_type or _JSON,
         _ttl_s(proto) if proto.HasField("ttl") else None,
         dict(headers) if headers else None,
         proto.min_durability,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _TEXT: Final = 0x81
 _BINARY: Final = 0x82
 _PING: Final = 0x89
+_JSON: Final = int(ContentType.JSON)
 _SHORT_TEXT: Final = tuple(bytes((_TEXT, length)) for length in range(126))
 _MEDIUM: Final = Struct("!BBH").pack
 _LONG: Final = Struct("!BBQ").pack
@@ -52,19 +53,15 @@ class JsonEncoder:
 
     def message(self, sequence: int, message_id: str, message: Message) -> bytes:
         """JSON stands in `data` with its bytes unchanged, text as a string, binary as base64 (RFC 4648 §4)."""
-        event = message.event_type
+        content_type, data = ("json", message.payload) if message.content_type == _JSON else _encode_other(message)
+        event = f',"event":"{message.event_type}"' if message.event_type else ""
+        rare = _rare_members(message) if message.critical or message.reply_to or message.headers else ""
         head = (
-            f'{{"type":"message","sequence":{sequence},"id":"{message_id}","event":"{event}"'
-            if event
-            else f'{{"type":"message","sequence":{sequence},"id":"{message_id}"'
-        )
-        if message.content_type == ContentType.JSON:
-            content_type, data = "json", message.payload
-        else:
-            content_type, data = _encode_other(message)
-        if message.critical or message.reply_to or message.headers:
-            head += _rare_members(message)
-        return _spliced(f'{head},"content_type":"{content_type}","data":'.encode(), data)
+            f'{{"type":"message","sequence":{sequence},"id":"{message_id}"{event}{rare}'
+            f',"content_type":"{content_type}","data":'
+        ).encode()
+        # One copy of the payload, whatever its size.
+        return b"".join((header(_TEXT, len(head) + len(data) + 1), head, data, b"}"))
 
     def gap(self, first: int, last: int, reason: str) -> bytes | None:
         """What could not be kept, in its place in the order."""
@@ -139,11 +136,6 @@ def context_token(token: ContextToken) -> bytes:
 def draining(reconnect_in_ms: int) -> bytes:
     """The sidecar stops; the client comes back after that many milliseconds."""
     return text_frame(b'{"type":"draining","reconnect_in_ms":%d}' % reconnect_in_ms)
-
-
-def _spliced(head: bytes, data: bytes) -> bytes:
-    # One copy of the payload, whatever its size.
-    return b"".join((header(_TEXT, len(head) + len(data) + 1), head, data, b"}"))
 
 
 def _encode_other(message: Message) -> tuple[str, bytes]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from websockets.exceptions import ConnectionClosed
+
 from sidecar.core.close_codes import CloseCode, catalogued
 from sidecar.core.errors import ErrorReason, ResourceExhausted, SidecarError, Unauthenticated, Unavailable
 from sidecar.core.ports import AuditEvent
@@ -55,6 +57,9 @@ class Greeting:
             await self._greet()
         except _Refused as refused:
             self._refuse(refused)
+        except ConnectionClosed as end:
+            self._record_failure(end)
+            raise
 
     def abandon(self) -> None:
         """End the context of a socket that was never welcomed: nobody knows of it. Idempotent."""
@@ -120,6 +125,15 @@ class Greeting:
             record_refused_user(self._ports, address, refused.user, refused.reason)
         else:
             record_refused_stranger(self._ports, address, refused.reason, refused.fault)
+
+    def _record_failure(self, end: ConnectionClosed) -> None:
+        """What the client sent was no WebSocket (RFC 6455 §7.1.7), and it was closed for that: a refusal like others.
+
+        An echo of the client's own close is none, nor is what this side closed for another reason.
+        """
+        if end.sent is not None and end.sent != end.rcvd and self._socket.closing is None:
+            reason = CloseCode(end.sent.code).name.lower()
+            record_refused_stranger(self._ports, self._admission.address, reason, None)
 
     # A context of one's own
 

@@ -504,7 +504,8 @@ async def test_a_client_that_never_reads_is_bounded_and_starves_nobody(rig: Rig)
         rig.bystander.manager.acknowledge(rig.bystander.socket.attach_id, rig.bystander.manager.outbox.cursor, rig.at())
         if sent == before:
             break
-    assert MAX_UNSENT_ANSWERS < sent < 500_000
+    # What is under way is bounded too: the window of a stream, and the kernel's buffers.
+    assert MAX_UNSENT_ANSWERS < sent < 200_000
     flooding.cancel()
     await asyncio.gather(flooding, return_exceptions=True)
     stream.call.cancel()
