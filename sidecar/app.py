@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import resource
 import secrets
@@ -258,6 +259,7 @@ async def _serve(sidecar: Sidecar, development: Development | None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     await sidecar.start()
+    gc.freeze()  # what is there now stays: the collector need not walk through it for what comes and goes
     if development is not None:
         print(development.announcement(), flush=True)  # noqa: T201 - what a person at a terminal is to open
     await stopping.wait()

@@ -125,6 +125,14 @@ class EdgeConnection(ServerConnection):
         """End the TCP connection at once."""
         self.transport.abort()
 
+    def let_go(self) -> None:
+        """Call last, after the TCP connection has ended: what refers to itself would stay until the collector comes."""
+        self._protocol.let_go()
+        self.recv_messages.pause = self.recv_messages.resume = lambda: None
+        if self.socket is not None:
+            self.socket.on_event = None
+            self.socket = None
+
     # The transport's calls
 
     def connection_made(self, transport: BaseTransport) -> None:

@@ -205,6 +205,7 @@ class WebSocketEdge:
         finally:
             await connection.wait_closed()
             self._open.discard(connection)
+            connection.let_go()
 
     def _send_away(self, connection: EdgeConnection) -> None:
         socket = connection.socket

@@ -89,6 +89,12 @@ class EdgeProtocol(ServerProtocol):
             raise ProtocolError
         super().recv_frame(frame)
 
+    def let_go(self) -> None:
+        """Forget whom to call; the connection has ended."""
+        self._admit_frame = lambda: False
+        self._on_fail = lambda _: None
+        self._on_refused = lambda _: None
+
     def fail(self, code: int, reason: str = "") -> None:
         """Fail the connection (RFC 6455 §7.1.7) with the catalogue's text; 1011 is never sent."""
         if code == _INTERNAL:

@@ -17,6 +17,7 @@ from websockets.typing import Subprotocol
 from sidecar.core.ports import AuditEvent
 from sidecar.security.audit import JsonLinesAuditTrail
 from sidecar.security.audit_verify import verify_file
+from sidecar.ws.connection import EdgeConnection
 from tests.ws.conftest import MakeHarness
 from tests.ws.harness import JSON_PROTOCOL, FakeClock, Harness, closed, masked, until
 
@@ -38,6 +39,21 @@ async def test_connections_are_counted(edge: Harness) -> None:
     await raw.close()
     await edge.trail.seen(AuditEvent.CONTEXT_CLOSED, 2)
     await until(lambda: edge.edge.connections == 1)
+
+
+async def test_a_connection_that_has_ended_is_gone_without_the_collector(edge: Harness) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        client = await edge.welcomed()
+        raw = await edge.raw("bob")
+        await client.connection.close()
+        await raw.close()
+        await edge.trail.seen(AuditEvent.CONTEXT_CLOSED, 2)
+        await until(lambda: edge.edge.connections == 0)
+        await until(lambda: not any(type(thing) is EdgeConnection for thing in gc.get_objects()))
+    finally:
+        gc.enable()
 
 
 async def test_close(edge: Harness) -> None:
