@@ -5,7 +5,6 @@ Every method is one synchronous step: the state is whole before and after it, an
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -91,7 +90,7 @@ class IsolatedWebSocketManager:
         self.messages_failed = 0
         self.scheduled_for: float | None = None
         self.end_watchers: set[Callable[[], None]] = set()
-        self.revoked_families: set[str] = set()
+        self.revoked_families: frozenset[str] = frozenset()
         self.lifecycle = ConnectionLifecycleManager(self, ports.resources.limits, ports.schedule)
         self._account = account
         self._resources = ports.resources
@@ -103,7 +102,7 @@ class IsolatedWebSocketManager:
         self._message_id_prefix = message_id_prefix
         self._on_end = ports.on_end
         self._recent = RecentMessages()
-        self._unconfirmed: deque[_Unconfirmed] = deque()
+        self._unconfirmed: list[_Unconfirmed] = []
         self._answers_to_pass_over = 0
 
     def __repr__(self) -> str:
@@ -369,7 +368,7 @@ class IsolatedWebSocketManager:
             self._answers_to_pass_over -= 1
             return
         if error is None:
-            first = self._unconfirmed.popleft()
+            first = self._unconfirmed.pop(0)
             frame = self.outbox.entries[first.sequence].frame
             receipt = self._confirm(first.sequence, first.message_id, frame, first.accepted)
             self._recent.confirmed(first.message_id, first.pending)
@@ -384,9 +383,9 @@ class IsolatedWebSocketManager:
         for one in waiting:
             one.pending.settle(None, refusal)
 
-    def _forget_unconfirmed(self) -> deque[_Unconfirmed]:
+    def _forget_unconfirmed(self) -> list[_Unconfirmed]:
         """Those that wait, to be settled as failed once the manager's state is whole again."""
-        waiting, self._unconfirmed = self._unconfirmed, deque()
+        waiting, self._unconfirmed = self._unconfirmed, []
         for one in waiting:
             self._recent.forget(one.message_id, one.pending)
         self.messages_failed += len(waiting)

@@ -125,7 +125,7 @@ class ContextMethods:
         if len(manager.revoked_families) >= MAX_REVOKED_FAMILIES:
             raise ResourceExhausted(ErrorReason.RATE_LIMITED, retry_after_s=60.0)
         self._tokens.revoke_family(family)
-        manager.revoked_families.add(family)
+        manager.revoked_families |= {family}
         manager.end_watchers.add(partial(self._tokens.revocations.discard, family))
 
     def _context_of(self, user: VerifiedUser, connection_id: str) -> UserExecutionContext:

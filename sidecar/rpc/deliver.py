@@ -138,7 +138,7 @@ class DeliverStream:
         *,
         first_lane_timeout_s: float,
     ) -> None:
-        self._first_lane_timeout_s = first_lane_timeout_s
+        self._first_lane_by = asyncio.get_running_loop().time() + first_lane_timeout_s
         self._proved = False
         self._call = call
         self._facts = facts
@@ -193,7 +193,7 @@ class DeliverStream:
         if self._proved:
             return await self._call.read()
         try:
-            async with asyncio.timeout(self._first_lane_timeout_s):
+            async with asyncio.timeout_at(self._first_lane_by):
                 return await self._call.read()
         except TimeoutError:
             raise Unauthenticated(ErrorReason.TOKEN_MISSING, TokenFault.MISSING) from None

@@ -9,7 +9,9 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 from websockets.asyncio.server import ServerConnection
+from websockets.datastructures import Headers
 from websockets.frames import PONG, Frame
+from websockets.http11 import Request, Response
 from websockets.protocol import CONNECTING, OPEN
 
 from sidecar.core.close_codes import CloseCode
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from websockets.asyncio.server import Server
-    from websockets.http11 import Response
     from websockets.protocol import Event
     from websockets.typing import LoggerLike
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from sidecar.ws.socket import ClientSocket
 
 _NO_CLOSE_FRAME: Final = 1006
+_PAST_REQUEST: Final = Request("", Headers())
 MAX_QUEUED_FRAMES: Final = 16
 
 
@@ -44,6 +46,25 @@ class EdgeConnection(ServerConnection):
     """
 
     transport: Transport
+
+    # The library's own attributes just fit in a dictionary that instances share the keys of.
+    __slots__ = (
+        "_bytes",
+        "_clock",
+        "_close_timeout_s",
+        "_deadline",
+        "_frames",
+        "_now",
+        "_on_handshake_over",
+        "_on_made",
+        "_on_refused",
+        "_protocol",
+        "_queue_full",
+        "address",
+        "admission",
+        "fault",
+        "socket",
+    )
 
     def __init__(
         self,
@@ -100,6 +121,9 @@ class EdgeConnection(ServerConnection):
             self.abort()
             raise
         finally:
+            if self.request is not None:
+                # Nobody asks for them any more, and there are headers in them. None would be "not received yet".
+                self.request, self.response = _PAST_REQUEST, None
             self._on_handshake_over(self)
 
     async def drain(self) -> None:

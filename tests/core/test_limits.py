@@ -141,3 +141,11 @@ def test_the_longest_detached_go_first_then_the_oldest_whatever_the_wall_clock_d
     for manager in (younger, detached_last, oldest, detached_first):
         account.managers[manager.isolation_key] = manager
     assert resources.excess(account) == [detached_first, detached_last, oldest]
+
+
+def test_without_a_rate_no_message_is_one_too_many() -> None:
+    resources = UserLevelResourceManager(Limits(messages_per_second_per_user=0.0))
+    account = resources.open_account(ALICE, 0.0)
+    for _ in range(1_000):
+        resources.admit_rate(account, 0.0)
+    assert resources.limit_hits == 0

@@ -438,10 +438,10 @@ class OneUser(RuleBasedStateMachine):
             assert sum(sent.size for sent in critical) <= limits.critical_reserve_bytes
             assert len(one.manager.connections) <= LIMITS.connections_per_manager
             outbox = one.manager.outbox
-            for queue in (outbox._ordinary, outbox._in_time, outbox._deadlines):
+            for queue in (outbox._ordinary or (), outbox._in_time or (), outbox._deadlines):
                 assert len(queue) <= 2 * len(outbox.entries) + 65
             assert all(entry.frame for entry in outbox.entries.values())
-            assert not any(entry.frame for entry in (*outbox._ordinary, *outbox._in_time) if not entry.kept)
+            assert not any(entry.frame for entry in (outbox._ordinary or ()) if not entry.kept)
         assert sum(one.manager.outbox.queued_bytes for one in self.both) <= LIMITS.queued_bytes_per_user
 
     def the_wire_is_one_run(self) -> None:

@@ -27,6 +27,7 @@ from tests.rpc.rig import (
     Rig,
     ended_with,
     incident_id,
+    status_of,
     summary,
 )
 from tests.rpc.stores import BrokenStore, ToldStore
@@ -537,6 +538,20 @@ async def test_a_stream_that_opens_no_lane_in_time_ends(make_rig: MakeRig) -> No
     ((item,)) = await proved.receipts(1)
     assert item.receipt.sequence == 1
     await proved.finish()
+
+
+async def test_a_stream_that_keeps_trying_without_a_token_ends_all_the_same(make_rig: MakeRig) -> None:
+    rig = await make_rig(first_lane_timeout_s=0.3)
+    nobody = rig.deliver()
+
+    async def keep_trying() -> None:
+        while True:
+            await nobody.send((5, rig.attempt().message))
+            await nobody.receipts(1)
+
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        await keep_trying()
+    assert summary(status_of(ended.value)) == Refused("UNAUTHENTICATED", "TOKEN_MISSING")
 
 
 async def test_a_large_frame_is_delivered_whole_and_in_order(rig: Rig) -> None:

@@ -106,7 +106,7 @@ class DeliveryServiceServicer(object):
         """The fast way for many messages: the client opens numbered lanes once, one for a context token, then sends frames of many
         messages for many lanes; the sidecar answers with receipts, in order within a lane, many a frame. A bad lane or message
         fails alone, never the stream. gRPC's flow control bounds what is in flight. Scope `send` in each lane's token, or the
-        lane is refused SCOPE_MISSING. A stream that opens no lane within 10 s of waiting ends with TOKEN_MISSING; streams take
+        lane is refused SCOPE_MISSING. A stream that opens no lane within 10 s ends with TOKEN_MISSING; streams take
         at most half of the sidecar's call places, beyond that RATE_LIMITED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
