@@ -1,0 +1,122 @@
+"""What README.md, docs/api.md and docs/protocol.md say is not served yet is not: once it is, they must not say so."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import pytest
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message_factory import GetMessageClass
+
+from sidecar.api.v1 import (
+    admin_service_pb2,
+    agent_service_pb2,
+    context_service_pb2,
+    delivery_service_pb2,
+    types_pb2,
+)
+from sidecar.config import ConfigError, load_config
+from tests.docs.pages import ROOT
+from tests.support.running import RunningSidecar, Service, User, refusal, refusal_in
+
+API: Final = ROOT / "docs" / "api.md"
+METHODS: Final[list[MethodDescriptor]] = [
+    method
+    for file in (delivery_service_pb2, context_service_pb2, agent_service_pb2, admin_service_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+]
+
+
+def marked() -> set[str]:
+    """The methods that the API page says are not served."""
+    chapters = re.split(r"^### ", API.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {chapter.partition("\n")[0] for chapter in chapters if "\nNot served by this version:" in chapter}
+
+
+async def reason_of(method: MethodDescriptor, channel: grpc.aio.Channel, tokens: Any) -> str:
+    """How the method refuses an empty request; "" where it does not."""
+    path = f"/{method.containing_service.full_name}/{method.name}"
+    decode: Callable[[bytes], Any] = GetMessageClass(method.output_type).FromString
+    kind = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
+    call = getattr(channel, kind)(path, request_serializer=lambda data: data, response_deserializer=decode)
+    request: Any = iter([b""]) if method.client_streaming else b""
+    answer = call(request, metadata=tokens, timeout=10)
+    try:
+        if method.server_streaming:
+            async for _ in answer:
+                pass
+        else:
+            await answer
+    except grpc.aio.AioRpcError as error:
+        return (await refusal(_raising(error))).reason
+    return ""
+
+
+async def _raising(error: Exception) -> None:
+    raise error
+
+
+async def test_the_methods_marked_are_those_not_served(sidecar: RunningSidecar) -> None:
+    async with sidecar.user("alice") as alice, grpc.aio.insecure_channel(sidecar.grpc_target) as channel:
+        tokens = (("x-context-token", alice.context_token), ("x-service-token", sidecar.service_token))
+        unsupported = {each.name for each in METHODS if await reason_of(each, channel, tokens) == "UNSUPPORTED"}
+    assert marked() == unsupported
+
+
+async def test_the_fields_that_are_named_are_not_served(sidecar: RunningSidecar) -> None:
+    async with sidecar.user("alice") as alice, sidecar.service() as service:
+        stream = types_pb2.Stream(stream_id="answer", state=types_pb2.STREAM_STATE_OPEN)
+        assert (await refusal(service.send(*own(alice), stream=stream))).reason == "UNSUPPORTED"
+        assert (await refusal(waits(service, alice))).reason == "UNSUPPORTED"
+        assert (await refusal(service.send(*own(alice), min_durability=types_pb2.DURABILITY_DISK))).reason == (
+            "DURABILITY_UNAVAILABLE"
+        )
+        assert await opens_reporting_lane(service, alice) == "UNSUPPORTED"
+
+
+def own(user: User) -> tuple[str, str]:
+    return user.isolation_key, user.context_token
+
+
+async def waits(service: Service, user: User) -> None:
+    request = delivery_service_pb2.SendToUserRequest(
+        isolation_key=user.isolation_key, message=types_pb2.Message(payload=b"1"), wait_for_ack=Duration(seconds=1)
+    )
+    await service.delivery.SendToUser(request, metadata=(("x-context-token", user.context_token),), timeout=10)
+
+
+async def opens_reporting_lane(service: Service, user: User) -> str:
+    lane = delivery_service_pb2.DeliverRequest.OpenLane(
+        isolation_key=user.isolation_key, context_token=user.context_token, report_acknowledged=True
+    )
+    call = service.delivery.Deliver(iter([delivery_service_pb2.DeliverRequest(open_lane=lane)]), timeout=10)
+    async for answer in call:
+        return refusal_in(answer.lane_error.error).reason
+    return ""
+
+
+async def test_clients_are_not_served_what_the_pages_say(sidecar: RunningSidecar) -> None:
+    async with sidecar.user("alice") as alice:
+        resume = {"token": alice.welcome["resume_token"], "last_sequence": 0, "attempt": 1}
+        async with sidecar.user("alice", resume=resume) as again:
+            assert again.welcome["recovery"] == "denied"
+            assert again.welcome["connection_id"] != alice.welcome["connection_id"]
+        await alice.socket.send(json.dumps({"type": "cancel", "id": "m-1"}))
+        await alice.socket.send(json.dumps({"type": "message", "id": "m-1", "data": 1}))
+        assert (await alice.frame())["reason"] == "NO_AGENT"  # and nothing before it
+
+
+@pytest.mark.parametrize(("section", "kind"), [("storage", "sqlite"), ("cluster", "nats")])
+def test_the_kinds_that_are_named_refuse_to_start(section: str, kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "sidecar.toml"
+    file.write_text(f'[{section}]\nkind = "{kind}"\n')
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, {})
+    assert caught.value.setting == f"{section}.kind"
