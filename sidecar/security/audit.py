@@ -55,6 +55,7 @@ class JsonLinesAuditTrail(AuditTrail):
         self._ended: asyncio.Future[None] | None = None
         self._lost = 0
         self._closed = False
+        self._waking = False
 
     def __repr__(self) -> str:
         return (
@@ -134,15 +135,22 @@ class JsonLinesAuditTrail(AuditTrail):
         """
         if self._timer is None:
             raise Unavailable(ErrorReason.AUDIT_UNAVAILABLE)
-        waiter: Waiter = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        waiter: Waiter = loop.create_future()
         if not self._enqueue(records, waiter):
             raise Unavailable(ErrorReason.AUDIT_UNAVAILABLE)
-        self._writer.wake()
+        if not self._waking:  # once a turn of the loop: who connects at the same time shares a write
+            self._waking = True
+            loop.call_soon(self._wake)
         try:
             async with asyncio.timeout(self._grant_timeout_s):
                 await waiter
         except TimeoutError:
             raise Unavailable(ErrorReason.AUDIT_UNAVAILABLE) from None
+
+    def _wake(self) -> None:
+        self._waking = False
+        self._writer.wake()
 
     def tick(self) -> None:
         """Call once a second: tries a failed write again and says what was lost."""

@@ -146,11 +146,18 @@ async def test_a_grant_returns_when_its_records_are_in_the_file(
     assert len(disk.writes) == 1
 
 
-async def test_a_grant_wakes_the_thread_at_once(trail: JsonLinesAuditTrail, disk: Disk) -> None:
+async def test_a_grant_wakes_the_thread_in_the_loops_next_turn(trail: JsonLinesAuditTrail, disk: Disk) -> None:
     task = asyncio.create_task(trail.grant(AuditRecord(AuditEvent.TOKEN_MINTED)))
+    await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert disk.entered.wait(10)  # On the loop's own thread: no timer of it can fire meanwhile.
     await task
+
+
+async def test_grants_of_one_turn_share_a_write(trail: JsonLinesAuditTrail, path: Path, disk: Disk) -> None:
+    await asyncio.gather(*(trail.grant(AuditRecord(AuditEvent.TOKEN_MINTED, None, {"n": n})) for n in range(5)))
+    assert told(path, "n") == [("token_minted", n) for n in range(5)]
+    assert len(disk.writes) == 1
 
 
 async def test_a_grant_waits_for_its_write(trail: JsonLinesAuditTrail, disk: Disk) -> None:
