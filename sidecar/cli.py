@@ -63,8 +63,10 @@ def serve(ctx: click.Context, config_file: Path | None, development: bool) -> No
     else:
         config.validate_for(development=False)
     configure_logging(config.log.format, config.log.level)
+    # gRPC reads these on import. Its core writes lines of its own for what any stranger sends, without a limit.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     if development:
-        # The demo agent is a child that execs at once: gRPC, which reads this on import, need not prepare for a fork.
+        # The demo agent is a child that execs at once: gRPC need not prepare for a fork.
         os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
     from sidecar.app import run

@@ -82,8 +82,9 @@ class RefusalRecorder:
     def _count(self, event: AuditEvent, error: SidecarError, method: str, peer: str, caller: Caller) -> None:
         """Record singly, up to ten a second of one context: a frame of few bytes can be refused a thousand times."""
         fields = _named(caller)
-        source = f"{peer} {fields.get('connection_id', '')}"
-        self._floods.refused(source, error.reason.value, event=event, method=method, **fields)
+        connection_id = str(fields.pop("connection_id", ""))
+        reason = error.reason.value
+        self._floods.refused(peer, reason, event=event, connection_id=connection_id, method=method, **fields)
 
     def _record(self, event: AuditEvent, error: SidecarError, method: str, peer: str, caller: Caller) -> None:
         self._audit.record(event, reason=error.reason.value, method=method, address=peer, **_named(caller))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import random
 import socket
@@ -52,10 +53,24 @@ SERVICES: Final = tuple(
 )
 HANDLERS_END_S: Final = 1.0
 MAX_METADATA_BYTES: Final = 8 * 1024
+SETTINGS_TIMEOUT_MS: Final = 5_000
 UNREAD_WINDOW_BYTES: Final = 256 * 1024
 """How much of one stream gRPC holds that nobody has read yet (RFC 9113 §5.2)."""
 MAX_UNIX_PATH_BYTES: Final = 107
 """Linux's `sun_path` less its NUL (unix(7)); gRPC's own error does not say so."""
+
+
+class _StrangersDoings(logging.Filter):
+    """Keeps out of the log what gRPC would tell there, with a traceback, of what any stranger can cause.
+
+    That a header value is not UTF-8, in full though it may hold a token; and that an answer found its call gone.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith(("Invalid encoding", "ExecuteBatchError raised in core"))
+
+
+_STRANGERS_DOINGS: Final = _StrangersDoings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +132,7 @@ class RpcEdge:
 
     async def start(self) -> None:
         """Bind and serve. Raises OSError (EADDRINUSE), or SettingError for a place unfit for a Unix socket."""
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_STRANGERS_DOINGS)
         server = grpc.aio.server(options=server_options(self._settings), compression=None)
         for service, handlers in self._handlers().items():
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
@@ -236,6 +252,8 @@ def server_options(settings: RpcSettings) -> list[tuple[str, Any]]:
         ("grpc.max_receive_message_length", settings.max_receive_bytes),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+        # A client is held to these limits once it has acknowledged them (RFC 9113 §6.5.3); one that does not is cut.
+        ("grpc.http2.settings_timeout", SETTINGS_TIMEOUT_MS),
         ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
         # Clients may ping every 10 s, with or without calls; 5 s leaves room for their clocks.
         ("grpc.keepalive_permit_without_calls", 1),

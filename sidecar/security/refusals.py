@@ -1,4 +1,4 @@
-"""Flood control of the audit trail: refusals before authentication, which anybody can cause at no cost. Pure."""
+"""Flood control of the audit trail: refusals that a caller can cause at no cost, a thousand with one frame. Pure."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ OTHER_ADDRESSES: Final = "other"
 
 @dataclass(slots=True)
 class _Bucket:
-    """When the last single records were made, and what was only counted since the last tick. On `Clock.monotonic`."""
+    """When the last single records were made, and what was only counted since the last tick. On `Clock.monotonic`.
 
+    `source` is what its counted record says of where they came from.
+    """
+
+    source: dict[str, AuditValue]
     singles: deque[float] = field(default_factory=deque)
     counted: int = 0
     counted_since: float = 0.0
@@ -43,8 +47,8 @@ class Refusals:
         self._clock = clock
         self._singles_per_second = singles_per_second
         self._max_addresses = max_addresses
-        self._buckets: dict[str, _Bucket] = {}
-        self._others = _Bucket()
+        self._buckets: dict[tuple[str, str], _Bucket] = {}
+        self._others = _Bucket({"address": OTHER_ADDRESSES})
 
     def refused(
         self,
@@ -52,11 +56,17 @@ class Refusals:
         reason: str,
         *,
         event: AuditEvent = AuditEvent.CONNECT_REFUSED,
+        connection_id: str = "",
         **fields: AuditValue,
     ) -> None:
-        """Something from that address was refused before it was known whose it is: recorded as `event`, or counted."""
+        """Something from that address was refused: recorded as `event`, or counted.
+
+        With the `connection_id`, where it is known whose it is, each context has its own ten in a second.
+        """
         now = self._clock.monotonic()
-        bucket = self._bucket(address)
+        bucket = self._bucket(address, connection_id)
+        if connection_id:
+            fields["connection_id"] = connection_id
         singles = bucket.singles
         while singles and now - singles[0] >= 1.0:
             singles.popleft()
@@ -74,22 +84,25 @@ class Refusals:
         Its `count` is of those not recorded singly, its `seconds` the time from the first of them to now.
         """
         now = self._clock.monotonic()
-        self._tell(OTHER_ADDRESSES, self._others, now)
-        for address, bucket in list(self._buckets.items()):
-            self._tell(address, bucket, now)
+        self._tell(self._others, now)
+        for key, bucket in list(self._buckets.items()):
+            self._tell(bucket, now)
             if now - bucket.singles[-1] >= 1.0:
-                del self._buckets[address]
+                del self._buckets[key]
 
-    def _bucket(self, address: str) -> _Bucket:
-        bucket = self._buckets.get(address)
+    def _bucket(self, address: str, connection_id: str) -> _Bucket:
+        bucket = self._buckets.get((address, connection_id))
         if bucket is None:
             if len(self._buckets) >= self._max_addresses:
                 return self._others
-            bucket = self._buckets[address] = _Bucket()
+            source: dict[str, AuditValue] = {"address": address}
+            if connection_id:
+                source["connection_id"] = connection_id
+            bucket = self._buckets[address, connection_id] = _Bucket(source)
         return bucket
 
-    def _tell(self, address: str, bucket: _Bucket, now: float) -> None:
+    def _tell(self, bucket: _Bucket, now: float) -> None:
         if bucket.counted:
             seconds = round(now - bucket.counted_since, 3)
-            self._audit.record(AuditEvent.REFUSALS_COUNTED, address=address, count=bucket.counted, seconds=seconds)
+            self._audit.record(AuditEvent.REFUSALS_COUNTED, **bucket.source, count=bucket.counted, seconds=seconds)
             bucket.counted = 0

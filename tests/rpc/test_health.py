@@ -10,8 +10,8 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from sidecar.rpc.server import SERVICES
-from tests.rpc.http2 import connect_without_window
 from tests.rpc.rig import TIMEOUT_S, Rig
+from tests.support.http2 import connect_without_window
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -16,10 +16,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from sidecar.core.ports import AuditEvent
 from sidecar.rpc.server import MAX_UNIX_PATH_BYTES, RpcSettings, check_free, prepare_unix_socket, server_options
 from sidecar.security.files import SettingError
-from tests.rpc import http2
 from tests.rpc.conftest import MakeRig
 from tests.rpc.rig import TIMEOUT_S, Attempt, Rig, refused
 from tests.rpc.stores import ToldStore
+from tests.support import http2
 
 GOAWAY = 0x7
 

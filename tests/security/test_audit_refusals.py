@@ -61,6 +61,19 @@ def test_a_thousand_in_one_second(trail: RecordingTrail, refusals: Refusals, clo
     assert trail.take() == []
 
 
+def test_each_context_behind_an_address_has_its_own_ten(trail: RecordingTrail, refusals: Refusals) -> None:
+    for connection_id in ("c-1", "c-2"):
+        for _ in range(11):
+            refusals.refused(ATTACKER, "scope_missing", connection_id=connection_id)
+    singles = trail.take()
+    assert [fields["connection_id"] for _, fields in singles] == ["c-1"] * 10 + ["c-2"] * 10
+    assert {fields["address"] for _, fields in singles} == {ATTACKER}
+    refusals.tick()
+    assert trail.take() == [
+        (COUNTED, {"address": ATTACKER, "connection_id": name, "count": 1, "seconds": 0.0}) for name in ("c-1", "c-2")
+    ]
+
+
 def test_never_more_than_ten_in_any_second(trail: RecordingTrail, refusals: Refusals, clock: FakeClock) -> None:
     times: list[float] = []
     for _ in range(5000):

@@ -194,8 +194,10 @@ def refusal_in(status: Any) -> Refusal:
 
 
 @contextmanager
-def running_sidecar(folder: Path, settings: str = "", **environment: str) -> Iterator[RunningSidecar]:
-    """Start `python -m sidecar serve` with keys and ports of its own; stop it in the end."""
+def running_sidecar(
+    folder: Path, settings: str = "", *, module: str = "sidecar", **environment: str
+) -> Iterator[RunningSidecar]:
+    """Start `python -m sidecar serve` (or another composition) with keys and ports of its own; stop it in the end."""
     secret = secrets.token_hex(32).encode()
     service_token = secrets.token_hex(16)
     for name, text in (("user.key", secret.decode()), ("service-tokens", service_token)):
@@ -227,7 +229,7 @@ path = "{folder}/audit.jsonl"
     log_path = folder / "log.jsonl"
     with log_path.open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "sidecar", "serve", "--config", str(config)],
+            [sys.executable, "-m", module, "serve", "--config", str(config)],
             stderr=log,
             stdout=subprocess.DEVNULL,
             text=True,
