@@ -82,11 +82,12 @@ class Sidecar:
         self._tasks: set[asyncio.Task[None]] = set()
         clock = self._clock = SystemClock()
         self._counters = SecurityCounters()
+        self._services = _services(config, development, clock)
+        self._users = UserTokenVerifier(_issuers(config), clock)
+        # Made where there is none: only once all that is merely read was good.
         self._keys = ContextTokenKeys(
             config.context_tokens.key_file, now=clock.time(), rotate_after_s=config.context_tokens.rotation_s
         )
-        self._services = _services(config, development, clock)
-        self._users = UserTokenVerifier(_issuers(config), clock)
         self._tokens = ContextTokenAuthority(
             self._keys,
             clock,

@@ -16,10 +16,10 @@ from tests.support.running import running_sidecar
 LISTENERS = ["websocket", "grpc", "ops"]
 
 
-async def start(folder: Path, **settings: str) -> tuple[int, list[str]]:
+async def start(folder: Path, secret: str = "k" * 64, **settings: str) -> tuple[int, list[str]]:
     """Start one that must not come up: its exit code and the lines on standard error."""
     key = folder / "user.key"
-    key.write_text("k" * 64)
+    key.write_text(secret)
     key.chmod(0o600)
     environment = {f"SIDECAR_{name.upper()}__LISTEN": "127.0.0.1:0" for name in LISTENERS} | {
         "SIDECAR_USER_TOKENS__ISSUER": "https://id.test",
@@ -70,6 +70,12 @@ async def test_an_audit_trail_of_another_make_is_refused(tmp_path: Path) -> None
     assert (code, len(lines)) == (78, 1)
     assert lines[0].startswith("audit.path: ")
     assert (tmp_path / "audit.jsonl").read_text() == "something else\n"
+
+
+async def test_a_refused_start_makes_no_keys(tmp_path: Path) -> None:
+    code, lines = await start(tmp_path, "short", SIDECAR_CONTEXT_TOKENS__KEY_FILE=str(tmp_path / "context.keys"))
+    assert (code, len(lines)) == (78, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["user.key"]
 
 
 async def test_sigterm_tells_the_clients_and_ends_in_time(tmp_path: Path) -> None:
