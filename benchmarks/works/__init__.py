@@ -1,0 +1,45 @@
+"""The works: each starts its servers, loads them, and hands back the lines of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Final, NamedTuple
+
+from benchmarks.results import Result
+from benchmarks.works import connect, crowd, delivery, memory, start
+from benchmarks.works.plan import Plan
+
+Run = Callable[[Plan], Coroutine[None, None, list[Result]]]
+
+SPARE_DESCRIPTORS: Final = 200
+
+
+class Work(NamedTuple):
+    """What `--only` names: how long it takes, about, and how many sockets one process of it holds at once."""
+
+    run: Run
+    summary: str
+    minutes: float
+    sockets: int = 300
+
+    def descriptors(self, plan: Plan) -> int:
+        """How many descriptors the process with the most of them needs."""
+        return plan.count(self.sockets) + SPARE_DESCRIPTORS
+
+
+def _way(name: str) -> Run:
+    return partial(delivery.compare_way, name=name)
+
+
+WORKS: Final = {
+    "unary": Work(_way("unary"), "CPU of a SendToUser call", 0.7),
+    "deliver-100": Work(_way("deliver-100"), "CPU of a message, 100 a Deliver frame", 0.5),
+    "deliver-1": Work(_way("deliver-1"), "CPU of a message, 1 a Deliver frame", 0.7),
+    "connect": Work(connect.connect, "CPU of a connection: token, manager, audit, welcome", 0.9, connect.CONNECTS),
+    "start": Work(start.start, "seconds to SERVING, and VmRSS at rest", 0.5),
+    "memory": Work(memory.memory, "memory of an idle connection", 1.5, memory.CONNECTIONS),
+    "crowd": Work(
+        crowd.crowd, "CPU of a message and memory with many connected, against few", 3.0, crowd.FEW + crowd.MANY
+    ),
+}
