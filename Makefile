@@ -12,11 +12,14 @@ PIP_INSTALL := $(PIP) install --quiet --require-hashes
 # The checkout itself: its build backend is locked, so nothing is fetched for it.
 INSTALL_PROJECT := $(PIP) install --quiet --no-deps --no-build-isolation --no-index -e packages/api -e .
 
+# A worker a core. Stealing keeps a file's tests, and so its fixtures, on one worker until the other has nothing left.
+IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
+
 UV := .venv-lock/bin/uv
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-emit-package ws-sidecar-api --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 
-.PHONY: help install run test check proto proto-check bench clean lock
+.PHONY: help install run test check docs proto proto-check bench clean lock
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | while IFS=@ read -r name text; do \
@@ -27,17 +30,31 @@ install: $(VENV)/.runtime ## build .venv from the lock file, with the project in
 run: install ## install, then serve in development mode
 	$(BIN)/sidecar serve --dev
 
-test: $(VENV)/.dev ## install, then run the whole suite, warnings as errors (ARGS="..." goes to pytest)
+test: $(VENV)/.dev ## install, then run the whole suite and ask for its coverage (ARGS="...": that part of it alone)
+ifeq ($(strip $(ARGS)),)
+	$(BIN)/coverage erase
+	$(BIN)/python -W error -m coverage run -m pytest -W error $(IN_PARALLEL)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --include='sidecar/core/*,sidecar/security/*' --fail-under=100
+	$(BIN)/coverage report
+else
 	$(BIN)/python -W error -m pytest -W error $(ARGS)
+endif
 
 check: $(VENV)/.dev ## lint, format, types, layers, the contract, the generated pages
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 	$(BIN)/python scripts/generate_proto.py --lint
 	$(MAKE) --no-print-directory proto-check
 	$(BIN)/python scripts/generate_configuration_doc.py --check
+	$(BIN)/python scripts/generate_api_doc.py --check
+
+docs: $(VENV)/.dev ## generate docs/configuration.md and docs/api.md
+	$(BIN)/python scripts/generate_configuration_doc.py
+	$(BIN)/python scripts/generate_api_doc.py
 
 proto: $(VENV)/.dev ## generate sidecar/api from proto/
 	$(BIN)/python scripts/generate_proto.py
@@ -45,10 +62,8 @@ proto: $(VENV)/.dev ## generate sidecar/api from proto/
 proto-check: $(VENV)/.dev ## fail if sidecar/api is not what proto/ generates
 	$(BIN)/python scripts/generate_proto.py --check
 
-bench: ## run the benchmarks, where benchmarks/ is there
-	@test -d benchmarks || { echo "bench: not built yet" >&2; exit 1; }
-	@$(MAKE) --no-print-directory $(VENV)/.dev
-	$(BIN)/python -m benchmarks
+bench: $(VENV)/.dev ## measure the sidecar beside the bare libraries (ARGS="--quick", "--only unary", "--help", ...)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 lock: $(UV) ## write the lock files from pyproject.toml (UPGRADE=1: newest versions)
 	$(COMPILE) pyproject.toml --output-file requirements.lock

@@ -137,9 +137,11 @@ class WebSocketManagerFactory:
         )
 
     def tick(self, at: Instant) -> None:
-        """Look after every manager whose time has come."""
+        """Look after every manager whose time has come: each once, even should it name a time that is past."""
+        come = []
         while self._due and self._due[0][0] <= at.monotonic:
-            due, isolation_key = heappop(self._due)
+            come.append(heappop(self._due))
+        for due, isolation_key in come:
             manager = self._managers.get(isolation_key)
             if manager is None or manager.scheduled_for != due:
                 continue

@@ -276,6 +276,15 @@ def test_contexts_that_have_ended_leave_no_looks_behind() -> None:
     assert survivor.ended
 
 
+def test_a_context_that_is_always_due_holds_up_nobody() -> None:
+    core = Core(Limits(health_check_interval_s=0.0))
+    hurried, _ = core.connect()
+    core.tick()
+    assert hurried.scheduled_for == core.clock.monotonic(), "the next look is at once, and yet at the next tick"
+    core.tick()
+    assert not hurried.ended
+
+
 def test_a_context_is_owned_as_long_as_it_lives_and_appends_in_its_owners_epoch() -> None:
     store, owners = LaterStore(), RecordingOwners(epoch=7)
     core = Core(store=store, owners=owners)

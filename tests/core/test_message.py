@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from sidecar.core.message import (
     check_message,
     fingerprint,
     is_json,
+    parse_json,
 )
 
 LIMIT = 64
@@ -85,6 +87,22 @@ def test_anything_else_is_no_json(payload: bytes) -> None:
     with pytest.raises(BadRequest) as caught:
         check_message(message(payload), 100_000)
     assert caught.value.violations[0][0] == "message.payload"
+
+
+@pytest.mark.parametrize("items", [1, 10_000])
+@pytest.mark.parametrize("collecting", [True, False])
+def test_parsing_leaves_the_collector_as_it_was(items: int, collecting: bool) -> None:
+    text = "[" + ",".join(["[]"] * items) + "]"
+    if not collecting:
+        gc.disable()
+    try:
+        assert parse_json(text) == [[]] * items
+        assert gc.isenabled() is collecting
+        with pytest.raises(ValueError, match="unexpected content"):
+            parse_json(text.encode() + b"]")
+        assert gc.isenabled() is collecting
+    finally:
+        gc.enable()
 
 
 def test_the_payload_is_bounded() -> None:

@@ -2,48 +2,13 @@
 
 import json
 import re
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePath
 
 import pytest
 
+from tests.support.dockerfile import IgnoreFile, Instruction, Stage, parse
+
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class Instruction(NamedTuple):
-    """One instruction of a stage: its keyword in capitals and the rest of its line, continuations joined."""
-
-    keyword: str
-    arguments: str
-
-
-class Stage(NamedTuple):
-    """A build stage: its name and its instructions, FROM first."""
-
-    name: str
-    instructions: list[Instruction]
-
-    def every(self, keyword: str) -> list[str]:
-        """The arguments of every instruction of that keyword, in order."""
-        return [instruction.arguments for instruction in self.instructions if instruction.keyword == keyword]
-
-    def only(self, keyword: str) -> str:
-        """The arguments of the one instruction of that keyword."""
-        (arguments,) = self.every(keyword)
-        return arguments
-
-
-def parse(text: str) -> list[Stage]:
-    """Splits a Dockerfile into stages; comments and what precedes the first FROM are left out."""
-    lines = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
-    stages: list[Stage] = []
-    for line in re.sub(r"\\\n\s*", "", lines).splitlines():
-        keyword, _, arguments = line.strip().partition(" ")
-        if keyword.upper() == "FROM":
-            stages.append(Stage(arguments.partition(" AS ")[2], []))
-        if keyword and stages:
-            stages[-1].instructions.append(Instruction(keyword.upper(), arguments.strip()))
-    return stages
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +99,23 @@ def test_carries_no_secret_and_no_listener(stages: list[Stage]) -> None:
 
 
 def test_copied_paths_pass_the_ignore_file(stages: list[Stage]) -> None:
-    patterns = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
-    assert patterns[1] == "*"
-    admitted = {pattern[1:] for pattern in patterns if pattern.startswith("!")}
+    ignore = IgnoreFile((ROOT / ".dockerignore").read_text(encoding="utf-8"))
     copied = [source for copy in stages[0].every("COPY") for source in copy.split()[:-1]]
     assert copied
-    assert set(copied) <= admitted
+    for source in copied:
+        assert ignore.files(ROOT, source), source
+        assert not [path for path in ignore.files(ROOT, source) if path.suffix == ".pyc"]
+
+
+@pytest.mark.parametrize(
+    "path", [".git/config", ".venv/bin/python", "tests/conftest.py", "docs/api.md", "examples/x.py"]
+)
+def test_what_the_image_is_not_built_from_stays_outside(path: str) -> None:
+    assert not IgnoreFile((ROOT / ".dockerignore").read_text(encoding="utf-8")).admits(PurePath(path))
+
+
+def test_the_last_pattern_that_fits_decides() -> None:
+    ignore = IgnoreFile("# all but two folders\n*\n!a\n!b/c\n**/*.py[cod]\n")
+    admitted = ["a/x.py", "a/deep/y", "b/c/z"]
+    refused = ["x", "b/x", "a/x.pyc", "b/c/deep/x.pyo"]
+    assert [path for path in admitted + refused if ignore.admits(PurePath(path))] == admitted

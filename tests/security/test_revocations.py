@@ -42,6 +42,16 @@ def test_a_family_is_revoked_at_once_and_until_its_end() -> None:
     revoked.flush()
 
 
+def test_a_family_whose_context_has_ended_is_forgotten_and_makes_room() -> None:
+    revoked = RevocationList(max_entries=1)
+    revoked.add("f1", NOW + 10)
+    revoked.discard("f1")
+    revoked.discard("f1")
+    assert "f1" not in revoked
+    revoked.add("f2", NOW + 10)
+    assert ("f2" in revoked, len(revoked)) == (True, 1)
+
+
 def test_the_later_end_counts() -> None:
     revoked = RevocationList()
     for until in (NOW + 10, NOW + 20, NOW + 15):
