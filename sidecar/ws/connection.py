@@ -247,17 +247,3 @@ class EdgeConnection(ServerConnection):
     def _end_in_time(self) -> None:
         if self._deadline is None and not self.connection_lost_waiter.done():
             self._deadline = self.loop.call_later(self._close_timeout_s, self.abort)
-
-
-class TurnedAway(asyncio.Protocol):
-    """A connection for which there is no room: the fixed 503 at once, nothing is read."""
-
-    def connection_made(self, transport: BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        body = Refusal.FULL.body
-        head = (
-            "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n"
-            f"Content-Type: text/plain; charset=utf-8\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        transport.write((head + body).encode())
-        transport.close()

@@ -13,13 +13,15 @@ from websockets.exceptions import ConnectionClosed
 from sidecar.core.close_codes import CloseCode, catalogued
 from sidecar.core.events import Draining
 from sidecar.ws.addresses import AddressLimiter, ClientAddresses
-from sidecar.ws.admission import Doorkeeper
-from sidecar.ws.connection import EdgeConnection, TurnedAway
+from sidecar.ws.admission import Doorkeeper, record_refused_stranger
+from sidecar.ws.connection import EdgeConnection
+from sidecar.ws.handshake import Refusal
 from sidecar.ws.ports import EdgePorts
 from sidecar.ws.raw import RawSession
 from sidecar.ws.resume_tokens import ResumeTokens
 from sidecar.ws.session import JsonSession
 from sidecar.ws.socket import ClientSocket
+from sidecar.ws.turned_away import TurnedAway
 
 if TYPE_CHECKING:
     from websockets.asyncio.server import Server
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from sidecar.security.context_tokens import ContextTokenAuthority
     from sidecar.security.refusals import Refusals
     from sidecar.security.user_tokens import UserTokenVerifier
-    from sidecar.ws.handshake import Refusal
     from sidecar.ws.ports import GrantingAuditTrail
     from sidecar.ws.settings import WebSocketSettings
 
@@ -155,7 +156,7 @@ class WebSocketEdge:
     def _connect(self, protocol: Protocol, server: Server, **settings: object) -> EdgeConnection | TurnedAway:
         """Called by the library for each TCP connection; its protocol and settings give way to the edge's own."""
         if len(self._half_open) >= self._settings.max_half_open:
-            return TurnedAway()
+            return TurnedAway(self._turned_away)
         connection = EdgeConnection(
             server,
             self._settings,
@@ -167,6 +168,11 @@ class WebSocketEdge:
         )
         connection.socket = ClientSocket(connection, f"a-{self._ports.randomness(_ATTACH_ID_BYTES)}", self._ports.clock)
         return connection
+
+    def _turned_away(self, peer: object) -> None:
+        """There was no room for one more handshake: refused like others, though nobody asked what for."""
+        self._ports.counters.resource_limit_enforcements += 1
+        record_refused_stranger(self._ports, self._ports.addresses.of(peer, ()), Refusal.FULL.reason, None)
 
     def _refused(self, connection: EdgeConnection, refusal: Refusal) -> None:
         self._doorkeeper.refused(connection, refusal)

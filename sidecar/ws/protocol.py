@@ -31,6 +31,9 @@ class EdgeProtocol(ServerProtocol):
     than 101 goes out.
     """
 
+    # The library's own attributes just fit in a dictionary that instances share the keys of.
+    __slots__ = ("_admit_frame", "_on_fail", "_on_refused", "refusal")
+
     def __init__(
         self,
         *,
@@ -67,12 +70,8 @@ class EdgeProtocol(ServerProtocol):
 
     def send_eof(self) -> None:
         """End the stream; where the library gives up on a request without a word, after a 400."""
-        problem = self.handshake_exc
-        if (
-            self.state is CONNECTING
-            and isinstance(problem, InvalidMessage)
-            and not isinstance(problem.__cause__, EOFError)
-        ):
+        # Whether the client ended it is the reader's to say: a line that does not end as it must is an EOFError too.
+        if self.state is CONNECTING and isinstance(self.handshake_exc, InvalidMessage) and not self.reader.eof:
             self.writes.append(self.refuse(Refusal.MALFORMED).serialize())
             self._on_refused(Refusal.MALFORMED)
         super().send_eof()
