@@ -87,6 +87,7 @@ class Screen:
     def pause(self) -> None:
         """Read no more for now."""
         self._reading.clear()
+        self._moved.set()
 
     def unpause(self) -> None:
         """Read on."""
@@ -99,13 +100,13 @@ class Screen:
         await self.probe()
 
     async def probe(self) -> None:
-        """Returns when all that was written to this socket so far has come, or it has closed."""
+        """Returns when all that was written here so far has come, it has closed, or its client reads no more."""
         answered = asyncio.get_running_loop().create_future()
         self._probes.append(answered)
         with suppress(ConnectionClosed):
             await self._connection.send('{"type":"probe"}')
         async with asyncio.timeout(PATIENCE_S):
-            while not answered.done() and self.closed is None:
+            while not answered.done() and self.closed is None and not self.paused:
                 await self._next_move()
 
     async def leave(self) -> int:
