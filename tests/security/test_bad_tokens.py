@@ -5,10 +5,9 @@ Each token is a good one but for what its case says; that good ones are let in i
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
-import pytest_asyncio
 
 from tests.security.forge import ABSENT, Hand, other_bits, segment
 from tests.security.token_cases import (
@@ -24,7 +23,7 @@ from tests.security.token_cases import (
     text,
     with_signature,
 )
-from tests.security.token_watch import IN_TEXT, NOT_OFFERED, Watch, watching
+from tests.security.token_watch import IN_TEXT, NOT_OFFERED, Watch
 from tests.support.running import AUDIENCE, ISSUER, RunningSidecar, running_sidecar
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -233,18 +232,6 @@ def sidecar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSidecar
     # What a bad refresh leaves detached must not end while it is counted.
     with running_sidecar(tmp_path_factory.mktemp("tokens"), SIDECAR_OUTBOX__RESUME_WINDOW_S="3600") as running:
         yield running
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def module_watch(sidecar: RunningSidecar) -> AsyncIterator[Watch]:
-    async with watching(sidecar) as watched:
-        yield watched
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def watch(module_watch: Watch) -> Watch:
-    await module_watch.begin_anew()
-    return module_watch
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])

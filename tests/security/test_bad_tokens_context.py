@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from sidecar.api.v1 import delivery_service_pb2 as api
 from sidecar.api.v1 import types_pb2
 from tests.security import token_doors as doors
 from tests.security.forge import ABSENT, Hand, decode_segment, read, segment
 from tests.security.token_cases import Case, claims, dates, header, literal, padded, payload, text, with_signature
-from tests.security.token_watch import Watch, watching
+from tests.security.token_watch import Watch
 from tests.support.running import RunningSidecar, running_sidecar
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -130,18 +129,6 @@ GOOD: dict[str, Callable[[Hand], str]] = {
 def sidecar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSidecar]:
     with running_sidecar(tmp_path_factory.mktemp("context")) as running:
         yield running
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def module_watch(sidecar: RunningSidecar) -> AsyncIterator[Watch]:
-    async with watching(sidecar) as watched:
-        yield watched
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def watch(module_watch: Watch) -> Watch:
-    await module_watch.begin_anew()
-    return module_watch
 
 
 @pytest.fixture

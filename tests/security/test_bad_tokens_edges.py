@@ -6,17 +6,16 @@ The refusals here differ from a bad token's one answer: each says what it is.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
 import pytest
-import pytest_asyncio
 
 from tests.security import token_doors as doors
 from tests.security.forge import ABSENT, Hand, read
 from tests.security.token_cases import DAY_S, padded
-from tests.security.token_watch import EVERY_DOOR, Watch, opened_well, refreshed_badly, watching
+from tests.security.token_watch import EVERY_DOOR, Watch, opened_well, refreshed_badly
 from tests.support.running import RunningSidecar, refusal_of, running_sidecar
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -29,18 +28,6 @@ POINTERS = {"jku": "https://evil.test/jwks", "x5u": "file:///", "jwk": {"kty": "
 def sidecar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSidecar]:
     with running_sidecar(tmp_path_factory.mktemp("edges"), SIDECAR_OUTBOX__RESUME_WINDOW_S="3600") as running:
         yield running
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def module_watch(sidecar: RunningSidecar) -> AsyncIterator[Watch]:
-    async with watching(sidecar) as watched:
-        yield watched
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def watch(module_watch: Watch) -> Watch:
-    await module_watch.begin_anew()
-    return module_watch
 
 
 # Let in

@@ -6,13 +6,12 @@ Four issuers at one sidecar, each with its own kind of key and its own tenants.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -21,7 +20,7 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from tests.security.conftest import public_pem
 from tests.security.forge import ABSENT, Hand, decode_segment
 from tests.security.token_cases import Case, claims, header, literal, text, with_signature
-from tests.security.token_watch import Watch, watching
+from tests.security.token_watch import Watch
 from tests.support.running import AUDIENCE, ISSUER, RunningSidecar, running_sidecar
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -209,18 +208,6 @@ def sidecar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSidecar
     environment = {"SIDECAR_USER_TOKENS": settings(folder, folder / "user.key")}
     with running_sidecar(folder, SIDECAR_OUTBOX__RESUME_WINDOW_S="3600", **environment) as running:
         yield running
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def module_watch(sidecar: RunningSidecar) -> AsyncIterator[Watch]:
-    async with watching(sidecar) as watched:
-        yield watched
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def watch(module_watch: Watch) -> Watch:
-    await module_watch.begin_anew()
-    return module_watch
 
 
 @pytest.mark.parametrize("name", HANDS)

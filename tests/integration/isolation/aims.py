@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
 
@@ -86,12 +87,12 @@ class Aim:
                 return Token("", fault="TOKEN_MISSING")
 
 
-class Operation:
+class Operation(ABC):
     """Something that somebody does. `run` asserts that it ended as it may."""
 
+    @abstractmethod
     async def run(self, world: World) -> None:
         """Do it, while others do other things."""
-        raise NotImplementedError
 
 
 def judge(world: World, answer: Answer, credential: Credential, scope: str, method: str) -> bool:
