@@ -193,11 +193,18 @@ def refusal_in(status: Any) -> Refusal:
     return Refusal(names[status.code], reason, tuple(details))
 
 
-@contextmanager
-def running_sidecar(
-    folder: Path, settings: str = "", *, module: str = "sidecar", **environment: str
-) -> Iterator[RunningSidecar]:
-    """Start `python -m sidecar serve` (or another composition) with keys and ports of its own; stop it in the end."""
+@dataclass(frozen=True)
+class Premises:
+    """What a sidecar finds when it starts: its configuration, and the secrets that it shares with its peers."""
+
+    folder: Path
+    config: Path
+    secret: bytes = field(repr=False)
+    service_token: str = field(repr=False)
+
+
+def furnish(folder: Path, settings: str = "") -> Premises:
+    """Write keys and a configuration with ports of its own into that folder."""
     secret = secrets.token_hex(32).encode()
     service_token = secrets.token_hex(16)
     for name, text in (("user.key", secret.decode()), ("service-tokens", service_token)):
@@ -226,10 +233,17 @@ path = "{folder}/audit.jsonl"
 {settings}
 """
     )
-    log_path = folder / "log.jsonl"
+    return Premises(folder, config, secret, service_token)
+
+
+def launch(
+    premises: Premises, environment: dict[str, str], *, module: str = "sidecar", log_name: str = "log.jsonl"
+) -> RunningSidecar:
+    """Start `python -m sidecar serve` (or another composition) and wait until it serves."""
+    log_path = premises.folder / log_name
     with log_path.open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, "serve", "--config", str(config)],
+            [sys.executable, "-m", module, "serve", "--config", str(premises.config)],
             stderr=log,
             stdout=subprocess.DEVNULL,
             text=True,
@@ -237,23 +251,41 @@ path = "{folder}/audit.jsonl"
         )
     try:
         ports = _await_serving(process, log_path)
-        yield RunningSidecar(
-            process=process,
-            websocket_port=ports["websocket"],
-            grpc_target=ports["grpc"],
-            ops_port=ports["ops"],
-            audit_path=folder / "audit.jsonl",
-            service_token=service_token,
-            secret=secret,
-        )
+    except BaseException:
+        end(process)
+        raise
+    return RunningSidecar(
+        process=process,
+        websocket_port=ports["websocket"],
+        grpc_target=ports["grpc"],
+        ops_port=ports["ops"],
+        audit_path=premises.folder / "audit.jsonl",
+        service_token=premises.service_token,
+        secret=premises.secret,
+    )
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """SIGTERM, and SIGKILL to one that does not go. Idempotent."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def running_sidecar(
+    folder: Path, settings: str = "", *, module: str = "sidecar", **environment: str
+) -> Iterator[RunningSidecar]:
+    """Start a sidecar with keys and ports of its own; stop it in the end."""
+    sidecar = launch(furnish(folder, settings), environment, module=module)
+    try:
+        yield sidecar
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        end(sidecar.process)
 
 
 def _await_serving(process: subprocess.Popen[str], log_path: Path) -> dict[str, Any]:
