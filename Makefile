@@ -11,6 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PIP_INSTALL := $(PIP) install --quiet --require-hashes
 # The checkout itself: its build backend is locked, so nothing is fetched for it.
 INSTALL_PROJECT := $(PIP) install --quiet --no-deps --no-build-isolation --no-index -e packages/api -e .
+INSTALL_CLIENT := $(PIP) install --quiet --no-deps --no-build-isolation --no-index -e clients/python
 
 # A worker a core. Stealing keeps a file's tests, and so its fixtures, on one worker until the other has nothing left.
 IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
@@ -87,8 +88,9 @@ $(VENV)/.runtime: requirements.lock requirements-build.lock pyproject.toml packa
 	$(INSTALL_PROJECT)
 	@touch $@
 
-$(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
+$(VENV)/.dev: requirements-dev.lock clients/python/pyproject.toml $(VENV)/.runtime
 	$(PIP_INSTALL) -r requirements-dev.lock
+	$(INSTALL_CLIENT)
 	@touch $@
 
 $(UV):

@@ -14,8 +14,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [path for path in sorted((ROOT / "sidecar").rglob("*.py")) if "api" not in path.relative_to(ROOT).parts]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-PYTHON = [*SOURCES, *TESTS, *(p for name in ("benchmarks", "examples", "scripts") for p in (ROOT / name).rglob("*.py"))]
-WRITTEN = ("sidecar", "tests", "proto", "packages", "examples", "scripts", "docs", "benchmarks", ".ci")
+PYTHON = [
+    *SOURCES,
+    *TESTS,
+    *(p for name in ("benchmarks", "clients/python", "examples", "scripts") for p in (ROOT / name).rglob("*.py")),
+]
+WRITTEN = ("sidecar", "tests", "proto", "packages", "clients", "examples", "scripts", "docs", "benchmarks", ".ci")
 """The folders of what people write; those that tools fill are none of them."""
 
 MAX_LINES = 400

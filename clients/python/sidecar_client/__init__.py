@@ -1,0 +1,53 @@
+"""The Python client of ws-sidecar.
+
+An agent service sends to users with `AsyncSidecarClient` (asyncio); errors are one tree, in `sidecar_client.errors`.
+"""
+
+from sidecar_client.client import AsyncSidecarClient
+from sidecar_client.errors import SidecarError, TransportError
+from sidecar_client.messages import BatchItem, MessageOptions
+from sidecar_client.sender import Sender
+from sidecar_client.sender_core import SenderLimits, StreamCancellation
+from sidecar_client.values import (
+    BroadcastResult,
+    BroadcastScope,
+    ContentType,
+    ContextFacts,
+    ContextGrant,
+    ContextToken,
+    DeliveryState,
+    Durability,
+    ManagerStats,
+    Receipt,
+    StreamPlace,
+    StreamState,
+    UserContext,
+)
+
+__version__ = "0.1.0"
+__all__ = [
+    # sending
+    "AsyncSidecarClient",
+    "Sender",
+    "SenderLimits",
+    "StreamCancellation",
+    # what is sent
+    "BatchItem",
+    "BroadcastScope",
+    "ContentType",
+    "Durability",
+    "MessageOptions",
+    "StreamPlace",
+    "StreamState",
+    # what is answered
+    "BroadcastResult",
+    "ContextFacts",
+    "ContextGrant",
+    "ContextToken",
+    "DeliveryState",
+    "ManagerStats",
+    "Receipt",
+    "UserContext",
+    "SidecarError",
+    "TransportError",
+]
