@@ -11,6 +11,7 @@ from sidecar.core.identity import IDENTIFIER, ContextBindings, UserExecutionCont
 if TYPE_CHECKING:
     from sidecar.core.message import Instant
     from sidecar.core.ports import AuditTrail, Randomness
+    from sidecar.core.stored import StoredContext
 
 
 class Handshake(NamedTuple):
@@ -45,5 +46,21 @@ class ConnectionContextFactoryManager:
             metadata=MappingProxyType(dict(handshake.metadata)),
             issuer=user.issuer,
             isolation_key=derive_isolation_key(self._secret, user.tenant_id, user.user_id, connection_id, at.unix),
+            bindings=ContextBindings(self._audit),
+        )
+
+    def restore_context(self, kept: StoredContext) -> UserExecutionContext:
+        """A context that a store kept, as it was made."""
+        return UserExecutionContext(
+            tenant_id=kept.tenant_id,
+            user_id=kept.user_id,
+            session_id=kept.session_id,
+            connection_id=kept.connection_id,
+            request_id=kept.request_id,
+            created_at=kept.created_at,
+            permissions=kept.permissions,
+            metadata=MappingProxyType(dict(kept.metadata)),
+            issuer=kept.issuer,
+            isolation_key=kept.isolation_key,
             bindings=ContextBindings(self._audit),
         )

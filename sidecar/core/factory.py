@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sidecar.core.identity import UserExecutionContext, UserIdentity
     from sidecar.core.limits import Limits, UserAccount
     from sidecar.core.ports import Clock, Encoder, OutboxStore, OwnerDirectory, Randomness
+    from sidecar.core.stored import RestoredContext
 
 
 class WebSocketManagerFactory:
@@ -44,11 +45,18 @@ class WebSocketManagerFactory:
         self._randomness = randomness
         self._managers: dict[str, IsolatedWebSocketManager] = {}
         self._by_connection_id: dict[str, IsolatedWebSocketManager] = {}
+        # By hash: how long a look-up takes tells nothing of any token, since nobody chooses a hash's bytes.
+        self._by_resume_digest: dict[bytes, IsolatedWebSocketManager] = {}
         # By key, so that a manager that has ended is not kept until its time would have come.
         self._due: list[tuple[float, str]] = []
         self._created = 0
         self._ended = 0
         self._lifetimes_s = 0.0
+
+    @property
+    def survives(self) -> bool:
+        """What managers accept outlives the process."""
+        return self._ports.store.survives
 
     def __len__(self) -> int:
         return len(self._managers)
@@ -57,18 +65,56 @@ class WebSocketManagerFactory:
         return iter(tuple(self._managers.values()))
 
     def create_manager(
-        self, context: UserExecutionContext, encoder: Encoder, at: Instant, *, ends_with_socket: bool = False
+        self,
+        context: UserExecutionContext,
+        encoder: Encoder,
+        at: Instant,
+        *,
+        ends_with_socket: bool = False,
+        resume_digest: bytes = b"",
     ) -> IsolatedWebSocketManager:
         """Make the manager of a new context, in one step with the limit check.
 
         At the user's limit that user's longest-detached context ends for it (`replaced`). Raises USER_LIMIT when all
-        are attached, RATE_LIMITED when the sidecar is full, DRAINING while it drains.
+        are attached, RATE_LIMITED when the sidecar is full, DRAINING while it drains. `resume_digest` is the SHA-256 of
+        its resume token. The store may yet have to keep it: tell nobody of it before a `manager.creation` is settled.
         """
         if self.draining:
             raise Unavailable(ErrorReason.DRAINING, retry_after_s=5.0)
         if len(self._managers) >= self.limits.max_managers:
             raise ResourceExhausted(ErrorReason.RATE_LIMITED, retry_after_s=5.0)
         self._make_way(context.identity, at)
+        manager = self._make(context, encoder, at, ends_with_socket=ends_with_socket, resume_digest=resume_digest)
+        manager.create_stored()
+        return manager
+
+    def restore_manager(
+        self, context: UserExecutionContext, encoder: Encoder, kept: RestoredContext, at: Instant
+    ) -> IsolatedWebSocketManager:
+        """Make the manager of a context that a store kept, detached from now on, whatever the limits are by now."""
+        manager = self._make(
+            context,
+            encoder,
+            at,
+            ends_with_socket=kept.context.ends_with_socket,
+            resume_digest=kept.context.resume_digest,
+        )
+        manager.restore(kept, at)
+        return manager
+
+    def find_by_resume_digest(self, digest: bytes) -> IsolatedWebSocketManager | None:
+        """The live manager whose resume token has that SHA-256, whoever's it is; or None."""
+        return self._by_resume_digest.get(digest)
+
+    def _make(
+        self,
+        context: UserExecutionContext,
+        encoder: Encoder,
+        at: Instant,
+        *,
+        ends_with_socket: bool,
+        resume_digest: bytes,
+    ) -> IsolatedWebSocketManager:
         account = self._resources.open_account(context.identity, at.monotonic)
         manager = IsolatedWebSocketManager(
             context,
@@ -79,6 +125,7 @@ class WebSocketManagerFactory:
             epoch=self._owners.claim(context.get_isolation_key()),
             message_id_prefix=f"m-{self._randomness(6)}-",
             ends_with_socket=ends_with_socket,
+            resume_digest=resume_digest,
         )
         self._register(manager, account)
         return manager
@@ -178,6 +225,8 @@ class WebSocketManagerFactory:
         self._created += 1
         self._managers[manager.isolation_key] = manager
         self._by_connection_id[context.connection_id] = manager
+        if manager.resume_digest:
+            self._by_resume_digest[manager.resume_digest] = manager
         account.managers[manager.isolation_key] = manager
         bindings = context.bindings
         bindings.connections = lambda: manager.connections
@@ -191,6 +240,7 @@ class WebSocketManagerFactory:
         context = manager.context
         del self._managers[manager.isolation_key]
         del self._by_connection_id[context.connection_id]
+        self._by_resume_digest.pop(manager.resume_digest, None)
         del account.managers[manager.isolation_key]
         self._resources.release(account)
         self._owners.release(manager.isolation_key)

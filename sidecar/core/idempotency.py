@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 
 from sidecar.core.errors import AlreadyExists, ErrorReason
 from sidecar.core.message import Instant, Message, PendingReceipt, fingerprint
+from sidecar.core.stored import MessageIdentity
 
 IDEMPOTENCY_WINDOW: Final = 4_096
 IDEMPOTENCY_WINDOW_S: Final = 600.0
@@ -38,12 +39,18 @@ class RecentMessages:
             raise AlreadyExists(ErrorReason.MESSAGE_ID_REUSED)
         return known
 
-    def remember(self, message: Message, sequence: int, at: Instant, pending: PendingReceipt | None) -> None:
-        """The message has been appended as `sequence`."""
-        self._known[message.message_id] = KnownMessage(fingerprint(message), sequence, at, pending)
-        self._known.move_to_end(message.message_id)
+    def remember(
+        self, identity: MessageIdentity, sequence: int, at: Instant, pending: PendingReceipt | None
+    ) -> int | None:
+        """That message has been appended as `sequence`. Returns the sequence of the one that is forgotten for it."""
+        message_id = identity.message_id
+        former = self._known.pop(message_id, None)
+        self._known[message_id] = KnownMessage(identity.fingerprint, sequence, at, pending)
+        if former is not None:
+            return former.sequence
         if len(self._known) > IDEMPOTENCY_WINDOW:
-            self._known.popitem(last=False)
+            return self._known.popitem(last=False)[1].sequence
+        return None
 
     def confirmed(self, message_id: str, pending: PendingReceipt) -> None:
         """The store has that append: a repeat need not wait any more."""

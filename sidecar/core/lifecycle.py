@@ -155,10 +155,13 @@ class ConnectionLifecycleManager:
 
     def reschedule(self) -> None:
         """Something got an earlier end: have the next look no later than that."""
-        manager = self._manager
-        due = self._next_due(None)
-        if manager.scheduled_for is None or due < manager.scheduled_for:
-            self._schedule(manager, due)
+        self.look_by(self._next_due(None))
+
+    def look_by(self, due: float) -> None:
+        """Somebody waits for what happens then: have the next look no later than that."""
+        scheduled_for = self._manager.scheduled_for
+        if scheduled_for is None or due < scheduled_for:
+            self._schedule(self._manager, due)
 
     def _remind(self, health: _SocketHealth, now: float) -> None:
         if not health.warned and now >= health.token_ends_at - WARNING_S:

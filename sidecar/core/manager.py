@@ -5,9 +5,10 @@ Every method is one synchronous step: the state is whole before and after it, an
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sidecar.core.close_codes import Close, CloseCode, catalogued
 from sidecar.core.errors import (
@@ -19,6 +20,7 @@ from sidecar.core.errors import (
     SidecarError,
     Unavailable,
 )
+from sidecar.core.gaps import GapReason
 from sidecar.core.idempotency import RecentMessages
 from sidecar.core.lifecycle import ConnectionLifecycleManager
 from sidecar.core.message import (
@@ -29,15 +31,22 @@ from sidecar.core.message import (
     PendingReceipt,
     Receipt,
     check_message,
+    fingerprint,
 )
-from sidecar.core.outbox import GapReason, Outbox
+from sidecar.core.outbox import Outbox
+from sidecar.core.outcomes import Outcomes
 from sidecar.core.ports import AuditEvent
 from sidecar.core.statistics import ManagerStatistics
+from sidecar.core.stored import Creation, MessageIdentity, StoredContext, StoredState
 
 if TYPE_CHECKING:
     from sidecar.core.identity import UserExecutionContext
     from sidecar.core.limits import UserAccount, UserLevelResourceManager
+    from sidecar.core.outcomes import OutcomeListener, OutcomeWait
     from sidecar.core.ports import Encoder, OutboxStore, Socket
+    from sidecar.core.stored import RestoredContext
+
+NO_ATTEMPT: Final = -1
 
 
 class _Unconfirmed(NamedTuple):
@@ -64,7 +73,7 @@ class IsolatedWebSocketManager:
     socket.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what is fixed when a context is made
         self,
         context: UserExecutionContext,
         ports: ManagerPorts,
@@ -75,10 +84,12 @@ class IsolatedWebSocketManager:
         epoch: int,
         message_id_prefix: str,
         ends_with_socket: bool,
+        resume_digest: bytes,
     ) -> None:
         self.context = context
         self.isolation_key = context.get_isolation_key()
         self.ends_with_socket = ends_with_socket
+        self.resume_digest = resume_digest
         self.created = at
         self.last_activity = at
         self.detached_at: float | None = at.monotonic
@@ -90,6 +101,8 @@ class IsolatedWebSocketManager:
         self.messages_failed = 0
         self.scheduled_for: float | None = None
         self.end_watchers: set[Callable[[], None]] = set()
+        self.attempt = NO_ATTEMPT
+        """The highest attempt that any hello of this client has named."""
         self.revoked_families: frozenset[str] = frozenset()
         self.lifecycle = ConnectionLifecycleManager(self, ports.resources.limits, ports.schedule)
         self._account = account
@@ -101,9 +114,13 @@ class IsolatedWebSocketManager:
         self._epoch = epoch
         self._message_id_prefix = message_id_prefix
         self._on_end = ports.on_end
+        self.creation: Creation | None = None
         self._recent = RecentMessages()
-        self._unconfirmed: list[_Unconfirmed] = []
+        self._outcomes: Outcomes | None = None
+        self._unconfirmed: deque[_Unconfirmed] = deque()
         self._answers_to_pass_over = 0
+        if ports.store.survives:
+            self.outbox.dropped = []
 
     def __repr__(self) -> str:
         state = "ended" if self.ended else "detached" if self.primary is None else "attached"
@@ -135,6 +152,29 @@ class IsolatedWebSocketManager:
             self._require(context)  # a raw context has just ended with its socket
         self.primary = socket
         self.detached_at = None
+
+    def note_attempt(self, attempt: int) -> bool:
+        """A hello that wants to resume has named this attempt. False when it is stale: not above the highest seen."""
+        if attempt <= self.attempt:
+            return False
+        self.attempt = attempt
+        self._store.changed(self.isolation_key)
+        return True
+
+    def resume(self, context: UserExecutionContext, socket: Socket, last_sequence: int, at: Instant) -> bool:
+        """Attach `socket` as the new primary of a client that has everything up to `last_sequence`, in one step.
+
+        The former primary is fenced first (4503): nothing is written to it from here on and nothing that it sends
+        counts. `last_sequence` (at most `outbox.confirmed`) acknowledges; the writer goes on behind it. Returns whether
+        everything that the client missed is kept (`full`), else gaps stand in its place (`gap`).
+        """
+        self.add_connection(context, socket, at)
+        outbox, before = self.outbox, self.outbox.acknowledged
+        self.drop_expired(at.monotonic)
+        full, freed = outbox.rewind(last_sequence)
+        self._account.queued_bytes -= freed
+        self._tell_acknowledged(before)
+        return full
 
     def admit_mirror(self) -> None:
         """Raise USER_LIMIT when there is no room for one more mirror beside a primary."""
@@ -206,9 +246,10 @@ class IsolatedWebSocketManager:
             return True
         if sequence > outbox.cursor:
             return False
-        if sequence > outbox.acknowledged:
+        before = outbox.acknowledged
+        if sequence > before:
             self._account.queued_bytes -= outbox.acknowledge(sequence)
-            self._store.discard(self.isolation_key, sequence)
+            self._tell_acknowledged(before)
         return True
 
     def resume_writing(self, at: Instant) -> None:
@@ -219,19 +260,44 @@ class IsolatedWebSocketManager:
             entry = outbox.entries.get(outbox.cursor + 1)
             if entry is None:
                 self._announce_gap(socket)
-            elif entry.expires_at <= at.monotonic:
+            elif entry.expires_at <= at.monotonic and entry.sequence > outbox.promised:
                 self._account.queued_bytes -= entry.size
                 outbox.drop(entry, GapReason.EXPIRED)
             else:
                 socket.write(entry.frame)
                 outbox.cursor = entry.sequence
+        self._tell_lost()
         if self.ends_with_socket and outbox.entries:
             self._account.queued_bytes -= outbox.release(outbox.cursor)
-            self._store.discard(self.isolation_key, outbox.cursor)
+            self._store.changed(self.isolation_key)
 
     def drop_expired(self, now: float) -> None:
         """Drop what has outlived its ttl."""
-        self._account.queued_bytes -= self.outbox.drop_expired(now)
+        freed = self.outbox.drop_expired(now)
+        if freed:
+            self._account.queued_bytes -= freed
+            self._tell_lost()
+
+    def listen(self, listener: OutcomeListener) -> None:
+        """Tell `listener` of acknowledgements and losses from now on, until `leave` or the end of the manager."""
+        self._watched().listen(listener)
+
+    def leave(self, listener: OutcomeListener) -> None:
+        """Tell it no more. Idempotent."""
+        if self._outcomes is not None:
+            self._outcomes.leave(listener)
+
+    def wait_for_outcome(self, sequence: int, done: Callable[[], None]) -> OutcomeWait:
+        """Call `done` once the message of that sequence is acknowledged or dropped; `end_watchers` tell of the end."""
+        entry = self.outbox.entries.get(sequence)
+        if entry is not None and not entry.critical:
+            self.lifecycle.look_by(entry.expires_at)
+        return self._watched().wait(sequence, done)
+
+    def stop_waiting(self, wait: OutcomeWait) -> None:
+        """Forget a wait. Idempotent."""
+        if self._outcomes is not None:
+            self._outcomes.stop_waiting(wait)
 
     def get_manager_stats(self, context: UserExecutionContext, at: Instant) -> ManagerStatistics:
         """This manager's counters as of now."""
@@ -267,6 +333,8 @@ class IsolatedWebSocketManager:
         self._account.queued_bytes -= self.outbox.queued_bytes
         self.outbox.clear()
         self._recent.clear()
+        if self._outcomes is not None:
+            self._outcomes.clear()
         self._store.dispose(self.isolation_key)
         self._on_end(self, self._account, reason, at)
         for one in waiting:
@@ -312,19 +380,27 @@ class IsolatedWebSocketManager:
             self._resources.limit_hits += error.reason is ErrorReason.USER_LIMIT
             raise
         finally:  # what expired has gone though the message may be refused
-            self._account.queued_bytes -= before - outbox.ordinary_bytes
+            if outbox.ordinary_bytes != before:
+                self._account.queued_bytes -= before - outbox.ordinary_bytes
+                self._tell_lost()
 
     def _append(
         self, message: Message, message_id: str, frame: bytes, size: int, at: Instant
     ) -> Receipt | PendingReceipt:
-        sequence = self.outbox.append(frame, size, at.monotonic, message.ttl_s, message.critical).sequence
+        entry = self.outbox.append(frame, size, at.monotonic, message.ttl_s, message.critical)
+        sequence = entry.sequence
         self._account.queued_bytes += size
+        if message.ttl_s is not None and self._outcomes:
+            self.lifecycle.look_by(entry.expires_at)
+        identity = MessageIdentity(message.message_id, fingerprint(message)) if message.message_id else None
         pending = None
-        if not self._store.append(self.isolation_key, self._epoch, sequence, frame, self._confirmed):
+        if not self._store.append(self.isolation_key, self._epoch, entry, identity, at, self._confirmed):
             pending = PendingReceipt()
             self._unconfirmed.append(_Unconfirmed(sequence, message_id, at, pending))
-        if message.message_id:
-            self._recent.remember(message, sequence, at, pending)
+        if identity is not None:
+            forgotten = self._recent.remember(identity, sequence, at, pending)
+            if forgotten is not None:
+                self._store.forget(self.isolation_key, forgotten)
         if pending is not None:
             return pending
         return self._confirm(sequence, message_id, frame, at)
@@ -368,7 +444,7 @@ class IsolatedWebSocketManager:
             self._answers_to_pass_over -= 1
             return
         if error is None:
-            first = self._unconfirmed.pop(0)
+            first = self._unconfirmed.popleft()
             frame = self.outbox.entries[first.sequence].frame
             receipt = self._confirm(first.sequence, first.message_id, frame, first.accepted)
             self._recent.confirmed(first.message_id, first.pending)
@@ -383,9 +459,9 @@ class IsolatedWebSocketManager:
         for one in waiting:
             one.pending.settle(None, refusal)
 
-    def _forget_unconfirmed(self) -> list[_Unconfirmed]:
+    def _forget_unconfirmed(self) -> deque[_Unconfirmed]:
         """Those that wait, to be settled as failed once the manager's state is whole again."""
-        waiting, self._unconfirmed = self._unconfirmed, []
+        waiting, self._unconfirmed = self._unconfirmed, deque()
         for one in waiting:
             self._recent.forget(one.message_id, one.pending)
         self.messages_failed += len(waiting)
@@ -394,10 +470,9 @@ class IsolatedWebSocketManager:
     def _announce_gap(self, socket: Socket) -> None:
         hole = self.outbox.gap_at(self.outbox.cursor + 1)
         frame = self._encoder.gap(hole.first, hole.last, hole.reason)
-        hole.announced = True
         if frame is not None:
             socket.write(frame)
-        self.outbox.cursor = hole.last
+        self.outbox.announced(hole)
 
     def _recall(self, message: Message, at: Instant) -> Receipt | PendingReceipt | None:
         known = self._recent.recall(message, at)
@@ -408,6 +483,78 @@ class IsolatedWebSocketManager:
         self.drop_expired(at.monotonic)
         state = self.outbox.state_of(known.sequence)
         return Receipt(message.message_id, known.sequence, state, self._store.durability, 0, True, known.accepted.unix)
+
+    # Who is told
+
+    def _watched(self) -> Outcomes:
+        if self._outcomes is None:
+            self._outcomes = Outcomes()
+        return self._outcomes
+
+    def _tell_acknowledged(self, before: int) -> None:
+        """The store, and whoever waits, that the client has more than `before`."""
+        acknowledged = self.outbox.acknowledged
+        if acknowledged > before:
+            self._store.changed(self.isolation_key)
+            if self._outcomes:
+                self._outcomes.acknowledged(acknowledged)
+
+    def _tell_lost(self) -> None:
+        """The same of what was dropped since this was last called."""
+        if self.outbox.dropped:
+            self._store.changed(self.isolation_key)
+        lost = self.outbox.take_lost()
+        if lost and self._outcomes:
+            for first, last in lost:
+                self._outcomes.dropped(first, last)
+
+    # What a store keeps
+
+    def create_stored(self) -> None:
+        """Have the store keep this context; `creation` is its answer where that comes later. Call once, at first."""
+        context = self.context
+        stored = StoredContext(
+            isolation_key=self.isolation_key,
+            tenant_id=context.tenant_id,
+            user_id=context.user_id,
+            session_id=context.session_id,
+            connection_id=context.connection_id,
+            request_id=context.request_id,
+            created_at=context.created_at,
+            permissions=context.permissions,
+            metadata=context.metadata,
+            issuer=context.issuer,
+            resume_digest=self.resume_digest,
+            ends_with_socket=self.ends_with_socket,
+        )
+        creation = Creation()
+        if not self._store.create(stored, self._epoch, self.stored_state, creation.settle):
+            self.creation = creation
+
+    def stored_state(self) -> StoredState:
+        """Where this context stands now, for the store; what was dropped is told once."""
+        outbox = self.outbox
+        dropped, outbox.dropped = tuple(outbox.dropped or ()), []
+        return StoredState(
+            acknowledged=outbox.acknowledged,
+            released=outbox.cursor if self.ends_with_socket else outbox.acknowledged,
+            head=outbox.confirmed,
+            dropped=dropped,
+            gaps=outbox.gaps(),
+            attempt=self.attempt,
+            last_activity_at=self.last_activity.unix,
+        )
+
+    def restore(self, kept: RestoredContext, at: Instant) -> None:
+        """Be as the store kept it, detached from now on. Call once, before anything else."""
+        self.attempt = kept.state.attempt
+        self.outbox.restore(kept.state, kept.messages, at)
+        self._account.queued_bytes += self.outbox.queued_bytes
+        self.messages_sent = self.outbox.head
+        for message in kept.messages:
+            if message.identity is not None:
+                accepted = Instant(at.monotonic - max(at.unix - message.accepted_at, 0.0), message.accepted_at)
+                self._recent.remember(message.identity, message.sequence, accepted, None)
 
     # Ends
 
@@ -420,6 +567,7 @@ class IsolatedWebSocketManager:
     def _detach(self, socket: Socket, code: int, at: Instant) -> None:
         self.primary = None
         self.detached_at = at.monotonic
+        self.outbox.break_promise()
         self.lifecycle.forget(socket.attach_id)
         self.lifecycle.reschedule()
         self._audit_close(socket, code)

@@ -1,34 +1,29 @@
 """The ordered, bounded recovery queue of one manager: sequences from 1 without holes.
 
-Four positions, always acknowledged <= cursor <= confirmed <= head:
+Four positions, acknowledged <= cursor <= confirmed <= head:
 acknowledged (the client said so), cursor (given to the primary's transport, or announced as a gap),
 confirmed (the store keeps it), head (the last sequence handed out).
+The cursor is below what is acknowledged only after a client came back with less than it once had; what it acknowledged
+is then announced to it as a gap.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections import deque
 from dataclasses import dataclass
-from enum import StrEnum
 from heapq import heapify, heappop, heappush
 from math import inf
-from typing import Final
+from typing import TYPE_CHECKING
 
 from sidecar.core.errors import ErrorReason, ResourceExhausted
-from sidecar.core.message import DeliveryState
+from sidecar.core.gaps import GapReason, Gaps, Hole
+from sidecar.core.message import MAX_TTL_S, DeliveryState
 
-MAX_HOLES: Final = 1_024
-"""How many runs behind the cursor are remembered for what a repeat of their messages is answered."""
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-
-class GapReason(StrEnum):
-    """Why a message could not be kept."""
-
-    EXPIRED = "expired"
-    EVICTED = "evicted"
-    ACKNOWLEDGED = "acknowledged"
-    LOST = "lost"
+    from sidecar.core.message import Instant
+    from sidecar.core.stored import StoredGap, StoredMessage, StoredState
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +52,6 @@ class OutboxEntry:
         self.critical = critical
 
 
-class Hole:
-    """A run of sequences that are no longer kept."""
-
-    __slots__ = ("announced", "first", "last", "reason")
-
-    def __init__(self, first: int, last: int, reason: GapReason, announced: bool) -> None:
-        self.first, self.last, self.reason, self.announced = first, last, reason, announced
-
-
 class Outbox:
     """See the module. Every method is synchronous; sizes are bytes, times monotonic seconds."""
 
@@ -73,22 +59,25 @@ class Outbox:
         "_critical",
         "_critical_bytes",
         "_deadlines",
-        "_holes",
+        "_gaps",
         "_in_time",
+        "_lost",
         "_ordinary",
         "acknowledged",
         "confirmed",
         "cursor",
+        "dropped",
         "entries",
         "ever_acknowledged",
         "head",
         "limits",
         "ordinary_bytes",
+        "promised",
     )
 
     def __init__(self, limits: OutboxLimits) -> None:
         self.limits = limits
-        self.head = self.confirmed = self.cursor = self.acknowledged = 0
+        self.head = self.confirmed = self.cursor = self.acknowledged = self.promised = 0
         self.ever_acknowledged = False
         self.ordinary_bytes = 0
         self.entries: dict[int, OutboxEntry] = {}
@@ -102,7 +91,10 @@ class Outbox:
         # Nearly every message has the default ttl and so expires in the order it came; the others go on the heap.
         self._in_time: deque[OutboxEntry] | None = None
         self._deadlines: list[tuple[float, int, OutboxEntry]] = []
-        self._holes: list[Hole] = []
+        self._gaps = Gaps()
+        self._lost: list[tuple[int, int]] | None = None
+        self.dropped: list[int] | None = None
+        """Gathers the sequences that are dropped, where a store keeps rows of them."""
 
     @property
     def queued_bytes(self) -> int:
@@ -190,23 +182,63 @@ class Outbox:
         self._compact()
         return freed
 
+    def rewind(self, sequence: int) -> tuple[bool, int]:
+        """A client comes back that has everything up to `sequence` (at most `confirmed`): acknowledge it, go on there.
+
+        Returns whether all that it missed is kept, and the bytes set free. What is kept then does not expire before it
+        is written, until `break_promise`.
+        """
+        self.cursor = max(self.cursor, sequence)
+        freed = self.acknowledge(sequence)
+        self.cursor = sequence
+        kept = len(self.entries) - (self.head - self.confirmed)
+        full = sequence >= self.acknowledged and kept == self.confirmed - sequence
+        self.promised = self.confirmed if full else 0
+        return full, freed
+
+    def break_promise(self) -> None:
+        """The socket that was promised what `rewind` found is gone."""
+        self.promised = 0
+
+    def is_promised(self, sequence: int) -> bool:
+        """True for what a client was told that it will get, and has yet to be written."""
+        return self.cursor < sequence <= self.promised
+
     def drop(self, entry: OutboxEntry, reason: GapReason) -> None:
         """Take one confirmed message out of the order, leaving a hole of that reason."""
         self._remove(entry)
-        self._dig(entry.sequence, reason)
+        if self.dropped is not None:
+            self.dropped.append(entry.sequence)
+        if entry.sequence > self.cursor:
+            self._lose(entry.sequence, entry.sequence)
+        self._gaps.dig(entry.sequence, reason, self.cursor)
         self._compact()
+
+    def announced(self, hole: Hole) -> None:
+        """The client was told of that gap: its cursor is behind it."""
+        hole.announced = True
+        if not hole.lost:
+            hole.lost = True
+            self._lose(hole.first, hole.last)
+        self.cursor = hole.last
+
+    def take_lost(self) -> list[tuple[int, int]]:
+        """The runs that were dropped since this was last asked: expired unwritten, or announced as a gap."""
+        lost, self._lost = self._lost, None
+        return lost or []
 
     def drop_expired(self, now: float) -> int:
         """Drop every ordinary message whose time is over. Returns the bytes set free."""
         before = self.ordinary_bytes
         while self._in_time and self._in_time[0].expires_at <= now:
             entry = self._in_time[0]
-            if entry.sequence > self.confirmed:  # its append is on its way; the writer looks at its time again
+            # Its append is on its way, or it was promised; the writer looks at its time again.
+            if entry.sequence > self.confirmed or (self.promised and self.is_promised(entry.sequence)):
                 break
             self.drop(entry, GapReason.EXPIRED)
         while self._deadlines and self._deadlines[0][0] <= now:
             entry = self._deadlines[0][2]
-            if entry.sequence > self.confirmed:
+            if entry.sequence > self.confirmed or (self.promised and self.is_promised(entry.sequence)):
                 break
             heappop(self._deadlines)
             if entry.kept:
@@ -219,25 +251,36 @@ class Outbox:
         return min(in_time, self._deadlines[0][0] if self._deadlines else inf)
 
     def gap_at(self, sequence: int) -> Hole:
-        """The hole that covers `sequence`, to be announced; one marked lost should there be none."""
-        index = bisect_left(self._holes, sequence, key=lambda hole: hole.last)
-        if index < len(self._holes) and self._holes[index].first <= sequence:
-            return self._holes[index]
-        hole = Hole(sequence, sequence, GapReason.LOST, announced=False)
-        self._holes.insert(index, hole)
-        self._forget_holes()
-        return hole
+        """The hole from `sequence` on, to be announced."""
+        if sequence <= self.acknowledged:
+            return Hole(sequence, self.acknowledged, GapReason.ACKNOWLEDGED, announced=True, lost=True)
+        return self._gaps.begin_at(sequence, self.confirmed, self.entries, self.cursor)
 
     def state_of(self, sequence: int) -> DeliveryState:
         """How far the message of that sequence has come, as of now."""
-        index = bisect_left(self._holes, sequence, key=lambda hole: hole.last)
-        if index < len(self._holes) and self._holes[index].first <= sequence:
-            hole = self._holes[index]
-            if hole.announced or sequence > self.cursor:
-                return DeliveryState.DROPPED
+        hole = self._gaps.covering(sequence)
+        if hole is not None and (hole.announced or hole.lost or sequence > max(self.cursor, self.acknowledged)):
+            return DeliveryState.DROPPED
         if sequence <= self.acknowledged:
             return DeliveryState.ACKNOWLEDGED
         return DeliveryState.WRITTEN if sequence <= self.cursor else DeliveryState.QUEUED
+
+    def gaps(self) -> tuple[StoredGap, ...]:
+        """Every run that is not kept any more, in order."""
+        return tuple(self._gaps)
+
+    def restore(self, state: StoredState, messages: Sequence[StoredMessage], at: Instant) -> None:
+        """Be as the store kept it. Nobody is attached: what is not acknowledged is to be written again."""
+        self.acknowledged = self.cursor = state.acknowledged
+        self.ever_acknowledged = state.acknowledged > 0
+        self.head = self.confirmed = state.head
+        self._gaps.restore(state.gaps)
+        for message in messages:
+            if message.frame is not None and message.sequence > state.released:
+                ttl_s = min(max(message.expires_at - at.unix, 0.0), MAX_TTL_S)
+                self.head = message.sequence - 1
+                self.append(message.frame, message.size, at.monotonic, ttl_s, message.critical)
+        self.head = self.confirmed = max(state.head, messages[-1].sequence if messages else 0)
 
     def clear(self) -> None:
         """Drop every frame; the positions stay readable."""
@@ -245,7 +288,7 @@ class Outbox:
         self._critical.clear()
         self._ordinary = self._in_time = None
         self._deadlines.clear()
-        self._holes.clear()
+        self._gaps.clear()
         self.ordinary_bytes = self._critical_bytes = 0
 
     def _check_reserve(self, size: int) -> None:
@@ -302,34 +345,11 @@ class Outbox:
             self._deadlines = [item for item in self._deadlines if item[2].kept]
             heapify(self._deadlines)
 
-    def _dig(self, sequence: int, reason: GapReason) -> None:
-        holes = self._holes
-        if holes and holes[-1].last == sequence - 1 and holes[-1].reason is reason:
-            # The usual case, a full outbox whose oldest give way: the last run grows.
-            last = holes[-1]
-            if not last.announced and last.last != self.cursor:
-                last.last = sequence
-                return
-        index = bisect_left(holes, sequence, key=lambda hole: hole.last)
-        hole = Hole(sequence, sequence, reason, announced=False)
-        if index < len(holes) and self._continues(hole, holes[index]):
-            hole.last = holes.pop(index).last
-        if index and self._continues(holes[index - 1], hole):
-            holes[index - 1].last = hole.last
+    def _lose(self, first: int, last: int) -> None:
+        lost = self._lost
+        if lost and lost[-1][1] == first - 1:
+            lost[-1] = (lost[-1][0], last)
+        elif lost:
+            lost.append((first, last))
         else:
-            holes.insert(index, hole)
-            self._forget_holes()
-
-    def _continues(self, before: Hole, after: Hole) -> bool:
-        """True when the two are one run, of one reason, to be announced in one.
-
-        A hole behind the cursor and one ahead of it never merge: the second is still to be announced, whole.
-        """
-        adjacent = before.last + 1 == after.first and before.reason is after.reason
-        return adjacent and not (before.announced or after.announced or before.last == self.cursor)
-
-    def _forget_holes(self) -> None:
-        """Bound the holes behind the cursor. Those ahead are bounded already: between any two a message is kept."""
-        over = len(self._holes) - MAX_HOLES
-        if over > 0:
-            del self._holes[: min(over, bisect_right(self._holes, self.cursor, key=lambda hole: hole.last))]
+            self._lost = [(first, last)]

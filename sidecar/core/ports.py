@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from sidecar.core.close_codes import Close
     from sidecar.core.events import SocketEvent
     from sidecar.core.identity import UserExecutionContext
-    from sidecar.core.message import Durability, Message
+    from sidecar.core.message import Durability, Instant, Message
+    from sidecar.core.outbox import OutboxEntry
+    from sidecar.core.stored import MessageIdentity, StoredContext, StoredState
 
 
 class Clock(Protocol):
@@ -30,11 +32,14 @@ class AuditEvent(StrEnum):
     """The closed list of what the audit trail records."""
 
     SIDECAR_STARTED = "sidecar_started"
+    SIDECAR_DRAINING = "sidecar_draining"
     SIDECAR_STOPPED = "sidecar_stopped"
     AUDIT_TAIL_REPAIRED = "audit_tail_repaired"
     AUDIT_INTERRUPTED = "audit_interrupted"
     AUDIT_RECORDS_LOST = "audit_records_lost"
     CONTEXT_OPENED = "context_opened"
+    CONTEXT_RESUMED = "context_resumed"
+    CONTEXTS_RESTORED = "contexts_restored"
     CONTEXT_CLOSED = "context_closed"
     MIRROR_JOINED = "mirror_joined"
     SOCKET_CLOSED = "socket_closed"
@@ -128,13 +133,21 @@ class OutboxStore(Protocol):
     """Keeps what managers accepted. An append is conditional on (isolation_key, owner epoch, expected sequence)."""
 
     durability: Durability
+    survives: bool
+    """What it keeps outlives the process: contexts are there again after a restart."""
+
+    def create(
+        self, context: StoredContext, epoch: int, state: Callable[[], StoredState], confirmed: Confirmed
+    ) -> bool:
+        """A context has been made; answered as an append is. `state` reads where it stands, for as long as it lives."""
 
     def append(
         self,
         isolation_key: str,
         epoch: int,
-        sequence: int,
-        frame: bytes,
+        entry: OutboxEntry,
+        identity: MessageIdentity | None,
+        at: Instant,
         confirmed: Confirmed,
     ) -> bool:
         """True: kept now, as is every earlier append of this key. False: `confirmed` is called later, never from
@@ -144,8 +157,11 @@ class OutboxStore(Protocol):
         sequence that failed is the one expected again.
         """
 
-    def discard(self, isolation_key: str, through: int) -> None:
-        """Everything up to `through` is no longer needed."""
+    def changed(self, isolation_key: str) -> None:
+        """The context stands elsewhere than it did: ask for its state before long. What it released may go."""
+
+    def forget(self, isolation_key: str, sequence: int) -> None:
+        """No repeat of that message is recognised any more."""
 
     def dispose(self, isolation_key: str) -> None:
         """The manager has ended; nothing of it may be readable again."""

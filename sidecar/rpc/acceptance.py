@@ -36,11 +36,8 @@ class Acceptance:
         return self.send(manager, message, at)
 
     def send(self, manager: IsolatedWebSocketManager, message: Message, at: Instant) -> Receipt | PendingReceipt:
-        """Hand a message to its manager. Raises DRAINING where its client could get it from no one any more.
-
-        The only store that there is ends with the process.
-        """
-        if self._factory.draining and manager.primary is None:
+        """Hand a message to its manager. Raises DRAINING where its client could get it from no one any more."""
+        if self._factory.draining and manager.primary is None and not self._factory.survives:
             raise Unavailable(ErrorReason.DRAINING, retry_after_s=DRAINING_RETRY_S)
         return manager.send_to_user(manager.context, message, at)
 

@@ -7,7 +7,6 @@ frames cost few writes; the reader waits when too many answers are unsent.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,16 +20,17 @@ from sidecar.core.errors import (
     FailedPrecondition,
     IsolationViolation,
     ManagerGone,
+    ResourceExhausted,
     SidecarError,
     TokenFault,
     Unauthenticated,
-    Unsupported,
 )
 from sidecar.core.identity import Scope
 from sidecar.core.message import Instant, PendingReceipt, Receipt
 from sidecar.rpc.boundary import Call, CallFacts, refusal_of
+from sidecar.rpc.lanes import Lane, LaneReport, Opening, Outcome
 from sidecar.rpc.status import rich_status
-from sidecar.rpc.wire import ReceiptFrame, lane_field
+from sidecar.rpc.wire import ReceiptFrame
 
 if TYPE_CHECKING:
     from sidecar.api.v1 import types_pb2
@@ -46,41 +46,11 @@ MAX_FRAME_ITEMS: Final = 1_000
 MAX_UNSENT_ANSWERS: Final = 4_000
 """Receipts waiting for the client to read, or for the store to confirm, before the reader pauses."""
 
+MAX_LANE_UNCONFIRMED: Final = 1_000
+"""The same of one lane: one context may not take all of a stream's room."""
+
 SLICE_BYTES: Final = 256 * 1024
 """How much of a frame is delivered before others have the loop."""
-
-_Outcome = Receipt | SidecarError
-
-
-class Opening:
-    """What makes a lane open: the token, renewed by a further open_lane, and the manager that it opened."""
-
-    __slots__ = ("grant", "manager", "watcher")
-
-    def __init__(self, grant: ContextGrant, manager: IsolatedWebSocketManager, watcher: Callable[[], None]) -> None:
-        self.grant = grant
-        self.manager = manager
-        self.watcher = watcher
-        manager.end_watchers.add(watcher)
-
-    def release(self) -> None:
-        """The lane is not open any more: its manager need not tell of its end."""
-        self.manager.end_watchers.discard(self.watcher)
-
-
-class Lane:
-    """One numbered lane of a stream, open or not, and the place of the next message in it."""
-
-    __slots__ = ("field", "next_number", "number", "opening", "waiting")
-
-    def __init__(self, number: int, former: Lane | None = None) -> None:
-        self.number = number
-        self.field = lane_field(number)
-        self.next_number = 0
-        self.opening: Opening | None = None
-        # Outcomes behind one that the store has yet to confirm: receipts leave in order, those of the lane that had
-        # this number before first.
-        self.waiting: deque[tuple[int, _Outcome | PendingReceipt]] = deque() if former is None else former.waiting
 
 
 class DeliverStreams:
@@ -152,6 +122,8 @@ class DeliverStream:
         self._receipts: ReceiptFrame | None = None
         self._unsent = 0
         self._unconfirmed = 0
+        self._full_lanes: set[Lane] = set()
+        self._reports: dict[LaneReport, None] = {}
         self._ready = asyncio.Event()
         self._drained = asyncio.Event()
         self._finished = False
@@ -183,10 +155,14 @@ class DeliverStream:
                 await self._take(data)
             except BadRequest as error:
                 return error
-            while self._unsent + self._unconfirmed > MAX_UNSENT_ANSWERS and not writer.done():
+            while self._is_full() and not writer.done():
                 self._drained.clear()
                 await self._drained.wait()
         return None
+
+    def _is_full(self) -> bool:
+        """Too much is in flight, in all or in one lane: gRPC's flow control has the client wait."""
+        return self._unsent + self._unconfirmed > MAX_UNSENT_ANSWERS or bool(self._full_lanes)
 
     async def _read(self) -> Any:
         """The next frame. A stream on which no token opens a lane in time is nobody's, and takes up a place."""
@@ -223,23 +199,39 @@ class DeliverStream:
 
     def _open_lane(self, frame: pb.DeliverRequest.OpenLane, grant: ContextGrant) -> None:
         manager = self._callers.open(grant, frame.isolation_key, frame.expected_user_id, Scope.SEND)
-        if frame.report_acknowledged:
-            raise Unsupported
         lane = self._lanes.get(frame.lane)
         if lane is None or lane.opening is None:
-            self._add_lane(frame.lane, grant, manager)
+            opening = self._add_lane(frame.lane, grant, manager)
         elif lane.opening.manager is manager:
-            lane.opening.grant = grant
+            opening = lane.opening
+            opening.grant = grant
         else:
             raise IsolationViolation
         self._answer(pb.DeliverResponse(lane_opened=pb.DeliverResponse.LaneOpened(lane=frame.lane)))
+        self._report(frame.lane, opening, wanted=frame.report_acknowledged)
 
-    def _add_lane(self, number: int, grant: ContextGrant, manager: IsolatedWebSocketManager) -> None:
+    def _report(self, lane: int, opening: Opening, *, wanted: bool) -> None:
+        """Begin or cease to report; the position is told at once, to a service that comes back as well."""
+        if wanted == (opening.report is not None):
+            return
+        opening.report_to(LaneReport(lane, self._report_changed) if wanted else None)
+        acknowledged = opening.manager.outbox.acknowledged
+        if opening.report is not None and acknowledged:
+            opening.report.acknowledged(acknowledged)
+
+    def _report_changed(self, report: LaneReport) -> None:
+        self._reports[report] = None
+        self._ready.set()
+        if report.too_many:
+            self._end_lane(self._lanes[report.lane], ResourceExhausted(ErrorReason.RATE_LIMITED, retry_after_s=1.0))
+
+    def _add_lane(self, number: int, grant: ContextGrant, manager: IsolatedWebSocketManager) -> Opening:
         if len(self._lanes) >= MAX_LANES:
             raise BadRequest("open_lane.lane", f"at most {MAX_LANES} lanes a stream")
         self._proved = True
         lane = self._lanes[number] = Lane(number, self._closed.pop(number, None))
-        lane.opening = Opening(grant, manager, lambda: self._end_lane(lane, ManagerGone()))
+        opening = lane.opening = Opening(grant, manager, lambda: self._end_lane(lane, ManagerGone()))
+        return opening
 
     def _on_close_lane(self, frame: pb.DeliverRequest.CloseLane) -> None:
         lane = self._lanes.get(frame.lane)
@@ -318,7 +310,7 @@ class DeliverStream:
             else:
                 self._answer_receipt(lane, place, outcome)
 
-    def _deliver(self, lane: Lane, proto: types_pb2.Message, at: Instant) -> _Outcome | PendingReceipt:
+    def _deliver(self, lane: Lane, proto: types_pb2.Message, at: Instant) -> Outcome | PendingReceipt:
         opening = lane.opening
         if opening is None:
             return FailedPrecondition(ErrorReason.LANE_NOT_OPEN)
@@ -331,10 +323,12 @@ class DeliverStream:
         except Exception as error:  # noqa: BLE001 - a bug costs its message, never the stream
             return refusal_of(error, self._facts, self._recorder, grant)
 
-    def _queue(self, lane: Lane, place: int, outcome: _Outcome | PendingReceipt) -> None:
+    def _queue(self, lane: Lane, place: int, outcome: Outcome | PendingReceipt) -> None:
         """Keep an outcome until those before it in its lane have been answered."""
         self._unconfirmed += 1
         lane.waiting.append((place, outcome))
+        if len(lane.waiting) > MAX_LANE_UNCONFIRMED:
+            self._full_lanes.add(lane)
         if isinstance(outcome, PendingReceipt):
             outcome.add_done_callback(lambda _: self._confirmed(lane))
 
@@ -348,11 +342,13 @@ class DeliverStream:
                 outcome = settled
             lane.waiting.popleft()
             self._unconfirmed -= 1
+            if len(lane.waiting) <= MAX_LANE_UNCONFIRMED:
+                self._full_lanes.discard(lane)
             self._answer_receipt(lane, place, outcome)
 
     # Answers
 
-    def _answer_receipt(self, lane: Lane, place: int, outcome: _Outcome) -> None:
+    def _answer_receipt(self, lane: Lane, place: int, outcome: Outcome) -> None:
         receipts = self._receipts
         if receipts is None or len(receipts) >= MAX_FRAME_ITEMS:
             receipts = self._receipts = ReceiptFrame()
@@ -381,8 +377,14 @@ class DeliverStream:
                 answers, self._answers = self._answers, []
                 self._receipts = None
                 self._unsent = 0
+                answers += self._take_reports()
                 for answer in answers:
                     await self._call.write(answer if isinstance(answer, bytes) else answer.encode())
                 self._drained.set()
         finally:
             self._drained.set()  # the reader may wait for it, and must see that nobody writes any more
+
+    def _take_reports(self) -> list[bytes]:
+        """What stands behind the receipts of what it reports."""
+        reports, self._reports = self._reports, {}
+        return [frame for report in reports for frame in report.take()]

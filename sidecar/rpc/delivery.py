@@ -14,7 +14,6 @@ from sidecar.core.errors import (
     FailedPrecondition,
     PermissionDenied,
     SidecarError,
-    Unsupported,
 )
 from sidecar.core.identity import Scope
 from sidecar.core.message import Instant, Message, PendingReceipt, Receipt, check_message
@@ -23,6 +22,7 @@ from sidecar.rpc.acceptance import require_emit
 from sidecar.rpc.boundary import refusal_of
 from sidecar.rpc.status import rich_status
 from sidecar.rpc.translate import fill_receipt, message_from, timestamp
+from sidecar.rpc.waiting import AcknowledgementWaits, wait_s_of
 
 if TYPE_CHECKING:
     from sidecar.core.factory import WebSocketManagerFactory
@@ -68,15 +68,23 @@ class DeliveryMethods:
         self._factory = factory
         self._clock = clock
         self._recorder = recorder
+        self._waits = AcknowledgementWaits()
+
+    def release_waits(self) -> None:
+        """The sidecar stops: answer the calls that wait for an acknowledgement with the state as it is."""
+        self._waits.release()
 
     async def send_to_user(self, request: pb.SendToUserRequest, facts: CallFacts) -> pb.SendToUserResponse:
         """One message to the context that the token opens."""
         manager = self._callers.opened(facts, request.isolation_key, request.expected_user_id, Scope.SEND)
-        if request.HasField("wait_for_ack"):
-            raise Unsupported
+        wait_s = wait_s_of(request.wait_for_ack) if request.HasField("wait_for_ack") else None
         receipt = self._acceptance.accept(manager, facts.grant.scopes, request.message, self._now())
+        if not isinstance(receipt, Receipt):
+            receipt = await settled(receipt)
+        if wait_s is not None:
+            receipt = await self._waits.outcome(manager, receipt, wait_s)
         response = pb.SendToUserResponse()
-        fill_receipt(response.receipt, receipt if isinstance(receipt, Receipt) else await settled(receipt))
+        fill_receipt(response.receipt, receipt)
         return response
 
     async def emit_critical_event(
@@ -84,18 +92,19 @@ class DeliveryMethods:
     ) -> pb.EmitCriticalEventResponse:
         """One critical event to the context that the token opens."""
         manager = self._callers.opened(facts, request.isolation_key, request.expected_user_id, Scope.EMIT)
-        if request.HasField("wait_for_ack"):
-            raise Unsupported
+        wait_s = wait_s_of(request.wait_for_ack) if request.HasField("wait_for_ack") else None
         if not request.event_type:
             raise BadRequest("event_type", "required")
         event = Message(request.message_id, request.event_type, request.data, critical=True)
         try:
-            receipt = self._acceptance.send(manager, event, self._now())
+            receipt = await settled(self._acceptance.send(manager, event, self._now()))
         except BadRequest as error:
             field, description = error.violations[0]
             raise BadRequest(_EVENT_FIELDS.get(field, field), description) from None
+        if wait_s is not None:
+            receipt = await self._waits.outcome(manager, receipt, wait_s)
         response = pb.EmitCriticalEventResponse()
-        fill_receipt(response.receipt, await settled(receipt))
+        fill_receipt(response.receipt, receipt)
         return response
 
     async def send_batch(self, request: pb.SendBatchRequest, facts: CallFacts) -> pb.SendBatchResponse:

@@ -150,8 +150,11 @@ class RpcEdge:
         self._health.set_serving(False, "")
 
     async def close(self, grace_s: float) -> None:
-        """Take no new call, let those under way finish for `grace_s` seconds, cancel the rest."""
+        """Take no new call, answer those that wait for an acknowledgement, let the others finish for `grace_s` seconds,
+        cancel the rest.
+        """
         self._health.set_serving(False)
+        self._delivery.release_waits()
         server, self._server = self._server, None
         if server is None:
             return

@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from sidecar.core.message import Durability
-from sidecar.core.ports import Confirmed
+
+if TYPE_CHECKING:
+    from sidecar.core.message import Instant
+    from sidecar.core.outbox import OutboxEntry
+    from sidecar.core.ports import Confirmed
+    from sidecar.core.stored import MessageIdentity, StoredContext, StoredState
 
 
 class MemoryOutboxStore:
-    """Confirms every append at once. Nothing survives the process."""
+    """Confirms everything at once. Nothing survives the process."""
 
     durability = Durability.MEMORY
+    survives = False
+
+    def create(
+        self, context: StoredContext, epoch: int, state: Callable[[], StoredState], confirmed: Confirmed
+    ) -> bool:
+        """Kept, by the manager itself."""
+        return True
 
     def append(
         self,
         isolation_key: str,
         epoch: int,
-        sequence: int,
-        frame: bytes,
+        entry: OutboxEntry,
+        identity: MessageIdentity | None,
+        at: Instant,
         confirmed: Confirmed,
     ) -> bool:
         """Kept, by the outbox itself."""
         return True
 
-    def discard(self, isolation_key: str, through: int) -> None:
-        """The outbox has already dropped it."""
+    def changed(self, isolation_key: str) -> None:
+        """The outbox knows."""
+
+    def forget(self, isolation_key: str, sequence: int) -> None:
+        """The manager has already forgotten it."""
 
     def dispose(self, isolation_key: str) -> None:
         """The outbox has already been cleared."""

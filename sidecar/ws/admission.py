@@ -11,7 +11,7 @@ from sidecar.core.errors import ErrorReason, ResourceExhausted, SidecarError, Un
 from sidecar.core.ports import AuditEvent
 from sidecar.ws.frames import RawEncoder
 from sidecar.ws.handshake import PATH, Offer, Refusal, Refused, check_path, read_offer
-from sidecar.ws.opening import open_context, opened_record
+from sidecar.ws.opening import kept, open_context, opened_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,8 +126,9 @@ class Doorkeeper:
         ports, socket = self._ports, connection.socket
         assert socket is not None
         try:
-            manager = open_context(ports, socket, admission, user, self._raw_encoder, ends_with_socket=True)
+            manager = open_context(ports, socket, admission, user, self._raw_encoder)
             await ports.audit.grant(opened_record(manager, socket, admission))
+            await kept(manager)
         except SidecarError as error:
             if socket.manager is not None:
                 socket.manager.end(error.reason.value.lower(), None, ports.now())
@@ -152,9 +153,16 @@ def record_refused_stranger(ports: EdgePorts, address: str, reason: str, fault: 
         ports.refusals.refused(address, reason, fault=fault)
 
 
+_UNAVAILABLE = {
+    ErrorReason.DRAINING: Refusal.DRAINING,
+    ErrorReason.STORAGE_UNAVAILABLE: Refusal.STORAGE_UNAVAILABLE,
+    ErrorReason.OUTCOME_UNKNOWN: Refusal.STORAGE_UNAVAILABLE,
+}
+
+
 def _refusal_of(error: SidecarError) -> Refusal:
     if isinstance(error, ResourceExhausted):
         return Refusal.USER_LIMIT if error.reason is ErrorReason.USER_LIMIT else Refusal.FULL
     if isinstance(error, Unavailable):
-        return Refusal.DRAINING if error.reason is ErrorReason.DRAINING else Refusal.AUDIT_UNAVAILABLE
+        return _UNAVAILABLE.get(error.reason, Refusal.AUDIT_UNAVAILABLE)
     return Refusal.INTERNAL

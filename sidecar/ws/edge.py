@@ -18,7 +18,6 @@ from sidecar.ws.connection import EdgeConnection
 from sidecar.ws.handshake import Refusal
 from sidecar.ws.ports import EdgePorts
 from sidecar.ws.raw import RawSession
-from sidecar.ws.resume_tokens import ResumeTokens
 from sidecar.ws.session import JsonSession
 from sidecar.ws.socket import ClientSocket
 from sidecar.ws.turned_away import TurnedAway
@@ -72,7 +71,6 @@ class WebSocketEdge:
             counters=counters,
             clock=clock,
             randomness=randomness,
-            resume_tokens=ResumeTokens(randomness),
             addresses=ClientAddresses(settings.trusted_proxies),
             limiter=AddressLimiter(
                 settings.connects_per_second_per_address,

@@ -12,9 +12,9 @@ from sidecar.core.errors import ErrorReason, ResourceExhausted, SidecarError, Un
 from sidecar.core.ports import AuditEvent
 from sidecar.ws import frames, inbound
 from sidecar.ws.admission import record_refused_stranger, record_refused_user
-from sidecar.ws.inbound import BadFrame, Hello
-from sidecar.ws.opening import joined_record, minted_record, open_context, opened_record
-from sidecar.ws.resume_tokens import belongs_to
+from sidecar.ws.inbound import BadFrame, Hello, Resume
+from sidecar.ws.opening import joined_record, kept, minted_record, open_context, opened_record, resumed_record
+from sidecar.ws.resume_tokens import belongs_to, digest_of, new_resume_token
 
 if TYPE_CHECKING:
     from sidecar.core.identity import ContextToken, VerifiedUser
@@ -77,9 +77,7 @@ class Greeting:
         if hello.mirror_token is not None:
             await self._join(user, hello.mirror_token)
         elif hello.resume is not None:
-            found = self._ports.resume_tokens.find(hello.resume.token)
-            self._deny(user, "resume", found if found is not None and not belongs_to(found, user) else None)
-            await self._open(user, "denied")
+            await self._come_back(user, hello.resume)
         else:
             await self._open(user, "new")
 
@@ -139,8 +137,11 @@ class Greeting:
 
     async def _open(self, user: VerifiedUser, recovery: str) -> None:
         ports, socket = self._ports, self._socket
+        resume_token = new_resume_token(ports.randomness)
         try:
-            manager = open_context(ports, socket, self._admission, user, _ENCODER)
+            manager = open_context(
+                ports, socket, self._admission, user, _ENCODER, resume_digest=digest_of(resume_token)
+            )
         except SidecarError as error:
             raise _Refused(_code_of(error), error.reason.value.lower(), user) from None
         token = ports.tokens.mint(manager.context, ports.settings.client_scopes)
@@ -148,6 +149,7 @@ class Greeting:
             await ports.audit.grant(
                 opened_record(manager, socket, self._admission), minted_record(ports, manager, socket, token)
             )
+            await kept(manager)
         except Unavailable as error:
             # Closed first, with the code that says why: ending the manager would say another.
             refused = _Refused(CloseCode.OVERLOADED, error.reason.value.lower(), user)
@@ -156,23 +158,75 @@ class Greeting:
             return
         if socket.gone or manager.ended:
             return
-        resume_token = ports.resume_tokens.issue(manager)
         self._welcome(manager, user, token, recovery, sequence=manager.outbox.cursor, resume_token=resume_token)
+
+    # The former context
+
+    async def _come_back(self, user: VerifiedUser, resume: Resume) -> None:
+        """Resume, or answer `denied` with a fresh context: one answer for whatever stands against it."""
+        manager = self._ports.factory.find_by_resume_digest(digest_of(resume.token))
+        if manager is None:
+            fault: str | None = "not_found"
+        elif not belongs_to(manager, user):
+            fault = "not_yours"
+        elif resume.last_sequence > manager.outbox.confirmed:
+            fault = "above_head"
+        else:
+            fault = await self._resume(manager, user, resume)
+        if fault is not None:
+            self._deny(user, "resume", fault)
+            await self._open(user, "denied")
+
+    async def _resume(self, manager: IsolatedWebSocketManager, user: VerifiedUser, resume: Resume) -> str | None:
+        """Take over that manager once the record is written; a fault where it has ended meanwhile.
+
+        A stale attempt, or one that a newer hello overtook while its record was written, ends itself and fences nobody.
+        """
+        ports, socket = self._ports, self._socket
+        if not manager.note_attempt(resume.attempt):
+            raise _Refused(CloseCode.TAKEN_OVER, "stale_attempt", user)
+        context_token = ports.tokens.mint(manager.context, ports.settings.client_scopes)
+        try:
+            await ports.audit.grant(
+                resumed_record(manager, socket, self._admission, resume.attempt),
+                minted_record(ports, manager, socket, context_token),
+            )
+        except Unavailable as error:
+            raise _Refused(CloseCode.OVERLOADED, error.reason.value.lower(), user) from None
+        if socket.gone:
+            return None
+        if manager.ended:
+            return "ended"
+        if manager.attempt != resume.attempt:
+            raise _Refused(CloseCode.TAKEN_OVER, "stale_attempt", user)
+        full = manager.resume(manager.context, socket, resume.last_sequence, ports.now())
+        socket.manager = manager
+        self._welcome(
+            manager,
+            user,
+            context_token,
+            "full" if full else "gap",
+            sequence=manager.outbox.cursor,
+            resume_token=resume.token,
+        )
+        return None
 
     # A second screen
 
     async def _join(self, user: VerifiedUser, token: str) -> None:
-        manager = self._ports.resume_tokens.find(token)
-        if manager is None or not belongs_to(manager, user):
-            self._deny(user, "mirror", manager)
-            await self._open(user, "denied")
-        elif not await self._mirror(manager, user):
-            # The context ended while its record was written.
-            self._deny(user, "mirror", None)
+        manager = self._ports.factory.find_by_resume_digest(digest_of(token))
+        if manager is None:
+            fault: str | None = "not_found"
+        elif not belongs_to(manager, user):
+            fault = "not_yours"
+        else:
+            fault = await self._mirror(manager, user)
+        if fault is not None:
+            self._deny(user, "mirror", fault)
             await self._open(user, "denied")
 
-    async def _mirror(self, manager: IsolatedWebSocketManager, user: VerifiedUser) -> bool:
-        """Join that manager; False when it has ended. Joins after its record: a mirror has no outbox to wait in."""
+    async def _mirror(self, manager: IsolatedWebSocketManager, user: VerifiedUser) -> str | None:
+        """Join that manager; a fault where it has ended. Joins after its record: a mirror has no outbox to wait in."""
         ports, socket = self._ports, self._socket
         self._admit_mirror(manager, user)
         context_token = ports.tokens.mint(manager.context, ports.settings.client_scopes)
@@ -183,15 +237,15 @@ class Greeting:
         except Unavailable as error:
             raise _Refused(CloseCode.OVERLOADED, error.reason.value.lower(), user) from None
         if socket.gone:
-            return True
+            return None
         if manager.ended:
-            return False
+            return "ended"
         self._admit_mirror(manager, user)  # others may have joined meanwhile
         manager.add_connection(manager.context, socket, ports.now(), mirror=True)
         socket.manager = manager
         # What the store has confirmed is behind a mirror: the next message to be confirmed is its first.
         self._welcome(manager, user, context_token, "mirror", sequence=manager.outbox.confirmed, resume_token=None)
-        return True
+        return None
 
     def _admit_mirror(self, manager: IsolatedWebSocketManager, user: VerifiedUser) -> None:
         try:
@@ -200,16 +254,15 @@ class Greeting:
             self._ports.counters.resource_limit_enforcements += 1
             raise _Refused(CloseCode.LIMIT_REACHED, "connections_per_manager", user) from None
 
-    def _deny(self, user: VerifiedUser, kind: str, foreign: IsolatedWebSocketManager | None) -> None:
-        """A token that leads nowhere, or to somebody else's context; the client is not told which."""
+    def _deny(self, user: VerifiedUser, kind: str, fault: str) -> None:
+        """A token that leads nowhere, to somebody else's context, or ahead of it; the client is not told which."""
         counters = self._ports.counters
         counters.context_validation_failures += 1
-        if foreign is not None:
-            counters.isolation_violations_detected += 1
+        counters.isolation_violations_detected += fault == "not_yours"
         self._ports.audit.record(
             AuditEvent.RESUME_DENIED,
             kind=kind,
-            reason="not_found" if foreign is None else "not_yours",
+            reason=fault,
             address=self._admission.address,
             attach_id=self._socket.attach_id,
             tenant_id=user.tenant_id,

@@ -58,6 +58,7 @@ class Refusal(Enum):
     DRAINING = 503, "draining\n"
     FULL = 503, "too many connections\n"
     AUDIT_UNAVAILABLE = 503, "unavailable\n"
+    STORAGE_UNAVAILABLE = 503, "storage unavailable\n"
     CONTEXT_ENDED = 503, "the context has ended\n"
     HTTP_VERSION = 505, "HTTP/1.1 is required\n"
 

@@ -1,7 +1,8 @@
-"""Makes the context of a client and attaches its socket, in one step with the limit check."""
+"""Makes the context of a client and attaches its socket in one step with the limit check; what is recorded of it."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from sidecar.core.context_factory import Handshake
@@ -11,7 +12,7 @@ from sidecar.security.audit_record import AuditRecord
 if TYPE_CHECKING:
     from sidecar.core.identity import ContextToken, VerifiedUser
     from sidecar.core.manager import IsolatedWebSocketManager
-    from sidecar.core.ports import Encoder
+    from sidecar.core.ports import AuditValue, Encoder
     from sidecar.ws.admission import Admission
     from sidecar.ws.ports import EdgePorts
     from sidecar.ws.socket import ClientSocket
@@ -24,20 +25,36 @@ def open_context(
     user: VerifiedUser,
     encoder: Encoder,
     *,
-    ends_with_socket: bool = False,
+    resume_digest: bytes = b"",
 ) -> IsolatedWebSocketManager:
     """The manager of a new context with `socket` as its primary, which nothing is written to before `socket.open`.
 
     Attached at once, though its record is still to be written: a context being made must not pass for a detached one,
-    which another connection of the same user would replace. Raises USER_LIMIT, RATE_LIMITED or DRAINING.
+    which another connection of the same user would replace. Without a `resume_digest` it ends with its socket. Raises
+    USER_LIMIT, RATE_LIMITED or DRAINING.
     """
     at = ports.now()
     handshake = Handshake(admission.offer.request_id, admission.offer.metadata(admission.address))
     context = ports.contexts.create_context(user, handshake, at)
-    manager = ports.factory.create_manager(context, encoder, at, ends_with_socket=ends_with_socket)
+    manager = ports.factory.create_manager(
+        context, encoder, at, ends_with_socket=not resume_digest, resume_digest=resume_digest
+    )
     manager.add_connection(context, socket, at)
     socket.manager = manager
     return manager
+
+
+async def kept(manager: IsolatedWebSocketManager) -> None:
+    """Return once the store keeps that new context. Raises Unavailable when it does not."""
+    creation = manager.creation
+    if creation is None:
+        return
+    done = asyncio.Event()
+    creation.add_done_callback(done.set)
+    await done.wait()
+    manager.creation = None
+    if creation.error is not None:
+        raise creation.error
 
 
 def opened_record(manager: IsolatedWebSocketManager, socket: ClientSocket, admission: Admission) -> AuditRecord:
@@ -45,6 +62,18 @@ def opened_record(manager: IsolatedWebSocketManager, socket: ClientSocket, admis
     protocol = "raw" if admission.offer.raw else "json"
     fields = {"attach_id": socket.attach_id, "address": admission.address, "protocol": protocol}
     return AuditRecord(AuditEvent.CONTEXT_OPENED, manager.context, fields)
+
+
+def resumed_record(
+    manager: IsolatedWebSocketManager, socket: ClientSocket, admission: Admission, attempt: int
+) -> AuditRecord:
+    """What the audit trail must hold before a client is let back to its context."""
+    fields: dict[str, AuditValue] = {
+        "attach_id": socket.attach_id,
+        "address": admission.address,
+        "attempt": attempt,
+    }
+    return AuditRecord(AuditEvent.CONTEXT_RESUMED, manager.context, fields)
 
 
 def joined_record(manager: IsolatedWebSocketManager, socket: ClientSocket, admission: Admission) -> AuditRecord:

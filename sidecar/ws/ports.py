@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from sidecar.security.refusals import Refusals
     from sidecar.security.user_tokens import UserTokenVerifier
     from sidecar.ws.addresses import AddressLimiter, ClientAddresses
-    from sidecar.ws.resume_tokens import ResumeTokens
     from sidecar.ws.settings import WebSocketSettings
 
 
@@ -43,7 +42,6 @@ class EdgePorts:
     counters: SecurityCounters
     clock: Clock
     randomness: Randomness
-    resume_tokens: ResumeTokens
     addresses: ClientAddresses
     limiter: AddressLimiter
 

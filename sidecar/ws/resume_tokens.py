@@ -1,8 +1,7 @@
-"""Which live context a resume token leads to. Only hashes are kept; as many as there are managers."""
+"""Resume tokens: what a client shows to come back to its context. Only their hashes are kept, by the factory."""
 
 from __future__ import annotations
 
-from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
@@ -14,33 +13,14 @@ if TYPE_CHECKING:
 _TOKEN_BYTES: Final = 32
 
 
-class ResumeTokens:
-    """One token of 256 random bits a context, useless without a user token of the same issuer, tenant and user.
+def new_resume_token(randomness: Randomness) -> str:
+    """256 random bits; one a context, useless without a user token of the same issuer, tenant and user."""
+    return randomness(_TOKEN_BYTES)
 
-    Looked up by its SHA-256: how long that takes tells nothing of any token, since nobody chooses a hash's bytes.
-    """
 
-    def __init__(self, randomness: Randomness) -> None:
-        self._randomness = randomness
-        self._managers: dict[bytes, IsolatedWebSocketManager] = {}
-
-    def __len__(self) -> int:
-        return len(self._managers)
-
-    def issue(self, manager: IsolatedWebSocketManager) -> str:
-        """The token of a new context; forgotten when its manager ends. Call once a manager."""
-        token = self._randomness(_TOKEN_BYTES)
-        digest = sha256(token.encode()).digest()
-        self._managers[digest] = manager
-        manager.end_watchers.add(partial(self._forget, digest))
-        return token
-
-    def find(self, token: str) -> IsolatedWebSocketManager | None:
-        """The live manager of that token, whoever's it is."""
-        return self._managers.get(sha256(token.encode()).digest())
-
-    def _forget(self, digest: bytes) -> None:
-        self._managers.pop(digest, None)
+def digest_of(token: str) -> bytes:
+    """The SHA-256 of a token: what a context is found by."""
+    return sha256(token.encode()).digest()
 
 
 def belongs_to(manager: IsolatedWebSocketManager, user: VerifiedUser) -> bool:

@@ -416,7 +416,8 @@ def test_the_store_is_told_what_is_no_longer_needed() -> None:
     at = core.clock.now()
     for sequence in (0, 2, 2, 1):
         manager.acknowledge(socket.attach_id, sequence, at)
-    assert store.discarded == [(manager.isolation_key, 2)]
+    assert store.changes == [manager.isolation_key]
+    assert store.state_of(manager.isolation_key).released == 2
 
 
 # A full outbox
@@ -843,7 +844,8 @@ def test_a_store_is_told_what_a_raw_client_was_given(core: Core, store: LaterSto
     manager, _ = raw(core)
     core.offer(manager)
     store.confirm()
-    assert store.discarded == [(manager.isolation_key, 1)]
+    assert store.changes == [manager.isolation_key]
+    assert store.state_of(manager.isolation_key).released == 1
 
 
 @pytest.mark.parametrize(("code", "reason"), [(1000, "client_closed"), (1006, "socket_lost"), (1001, "socket_lost")])

@@ -17,11 +17,14 @@ from tests.support import doubles
 def test_the_list_of_audit_events_is_closed() -> None:
     assert [event.value for event in AuditEvent] == [
         "sidecar_started",
+        "sidecar_draining",
         "sidecar_stopped",
         "audit_tail_repaired",
         "audit_interrupted",
         "audit_records_lost",
         "context_opened",
+        "context_resumed",
+        "contexts_restored",
         "context_closed",
         "mirror_joined",
         "socket_closed",

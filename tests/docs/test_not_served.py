@@ -11,7 +11,6 @@ from typing import Any, Final
 import grpc
 import pytest
 from google.protobuf.descriptor import MethodDescriptor
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message_factory import GetMessageClass
 
 from sidecar.api.v1 import (
@@ -23,7 +22,7 @@ from sidecar.api.v1 import (
 )
 from sidecar.config import ConfigError, load_config
 from tests.docs.pages import ROOT
-from tests.support.running import RunningSidecar, Service, User, refusal, refusal_in
+from tests.support.running import RunningSidecar, User, refusal
 
 API: Final = ROOT / "docs" / "api.md"
 METHODS: Final[list[MethodDescriptor]] = [
@@ -74,40 +73,17 @@ async def test_the_fields_that_are_named_are_not_served(sidecar: RunningSidecar)
     async with sidecar.user("alice") as alice, sidecar.service() as service:
         stream = types_pb2.Stream(stream_id="answer", state=types_pb2.STREAM_STATE_OPEN)
         assert (await refusal(service.send(*own(alice), stream=stream))).reason == "UNSUPPORTED"
-        assert (await refusal(waits(service, alice))).reason == "UNSUPPORTED"
         assert (await refusal(service.send(*own(alice), min_durability=types_pb2.DURABILITY_DISK))).reason == (
             "DURABILITY_UNAVAILABLE"
         )
-        assert await opens_reporting_lane(service, alice) == "UNSUPPORTED"
 
 
 def own(user: User) -> tuple[str, str]:
     return user.isolation_key, user.context_token
 
 
-async def waits(service: Service, user: User) -> None:
-    request = delivery_service_pb2.SendToUserRequest(
-        isolation_key=user.isolation_key, message=types_pb2.Message(payload=b"1"), wait_for_ack=Duration(seconds=1)
-    )
-    await service.delivery.SendToUser(request, metadata=(("x-context-token", user.context_token),), timeout=10)
-
-
-async def opens_reporting_lane(service: Service, user: User) -> str:
-    lane = delivery_service_pb2.DeliverRequest.OpenLane(
-        isolation_key=user.isolation_key, context_token=user.context_token, report_acknowledged=True
-    )
-    call = service.delivery.Deliver(iter([delivery_service_pb2.DeliverRequest(open_lane=lane)]), timeout=10)
-    async for answer in call:
-        return refusal_in(answer.lane_error.error).reason
-    return ""
-
-
 async def test_clients_are_not_served_what_the_pages_say(sidecar: RunningSidecar) -> None:
     async with sidecar.user("alice") as alice:
-        resume = {"token": alice.welcome["resume_token"], "last_sequence": 0, "attempt": 1}
-        async with sidecar.user("alice", resume=resume) as again:
-            assert again.welcome["recovery"] == "denied"
-            assert again.welcome["connection_id"] != alice.welcome["connection_id"]
         await alice.socket.send(json.dumps({"type": "cancel", "id": "m-1"}))
         await alice.socket.send(json.dumps({"type": "message", "id": "m-1", "data": 1}))
         assert (await alice.frame())["reason"] == "NO_AGENT"  # and nothing before it

@@ -165,17 +165,6 @@ async def test_a_renewal_that_is_refused_leaves_the_lane_as_it_was(rig: Rig) -> 
     await stream.finish()
 
 
-async def test_reporting_acknowledgements_is_not_served_yet(rig: Rig) -> None:
-    stream = rig.deliver()
-    async with rig.seen():
-        await stream.open(1, rig.attempt(), report_acknowledged=True)
-        assert await lane_error(stream, 1) == Refused("UNIMPLEMENTED", "UNSUPPORTED")
-        await stream.open(2, Attempt(rig.alice.key, rig.alice.token, MESSAGE, "alice"))
-        assert (await stream.read()).lane_opened.lane == 2
-        await stream.close_lane(2)
-    await stream.finish()
-
-
 async def test_1024_lanes_and_one_more(rig: Rig) -> None:
     stream = rig.deliver()
     for lane in range(MAX_LANES):

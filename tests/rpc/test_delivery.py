@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import grpc
 import pytest
-from google.protobuf.duration_pb2 import Duration
 from structlog.testing import capture_logs
 
 from sidecar.api.v1 import delivery_service_pb2 as pb
@@ -39,18 +38,6 @@ async def test_a_receipt_says_what_happened(rig: Rig) -> None:
     rig.alice.socket.paused = True
     assert (await rig.send(rig.alice)).state == types_pb2.DELIVERY_STATE_QUEUED
     assert rig.bystander.socket.frames == []
-
-
-@pytest.mark.parametrize("span", [Duration(), Duration(seconds=1)])
-async def test_waiting_for_the_acknowledgement_is_not_served_yet(rig: Rig, span: Duration) -> None:
-    async with rig.seen():
-        assert summary(await refused(rig.unary(rig.attempt(), wait_for_ack=span))) == Refused(
-            "UNIMPLEMENTED", "UNSUPPORTED"
-        )
-        event = pb.EmitCriticalEventRequest(isolation_key=rig.alice.key, event_type="e", data=b"1", wait_for_ack=span)
-        call = rig.delivery.EmitCriticalEvent(event, metadata=rig.alice.metadata)
-        assert summary(await refused(call)) == Refused("UNIMPLEMENTED", "UNSUPPORTED")
-    assert rig.alice.manager.outbox.head == 0
 
 
 # A store that answers later

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 from sidecar.core.close_codes import Close
 from sidecar.core.events import SocketEvent
 from sidecar.core.identity import UserExecutionContext
 from sidecar.core.message import Durability, Instant, Message
+from sidecar.core.outbox import OutboxEntry
 from sidecar.core.ports import AuditEvent, AuditValue, Confirmed
+from sidecar.core.stored import MessageIdentity, StoredContext, StoredState
 
 WALL_START = 1_700_000_000.0
 """Unix seconds at which every fake clock starts."""
@@ -167,6 +170,7 @@ class Append(NamedTuple):
     epoch: int
     sequence: int
     frame: bytes
+    identity: MessageIdentity | None
     confirmed: Confirmed
 
 
@@ -177,26 +181,51 @@ class LaterStore:
     under way behind it fail too, each with an answer of its own, and the sequence it failed at is expected again.
     """
 
-    def __init__(self, durability: Durability = Durability.DISK) -> None:
+    def __init__(
+        self, durability: Durability = Durability.DISK, *, survives: bool = True, creates_later: bool = False
+    ) -> None:
         self.durability = durability
         self.waiting: deque[Append] = deque()
         self.kept: dict[str, list[bytes]] = {}
-        self.discarded: list[tuple[str, int]] = []
+        self.states: dict[str, Callable[[], StoredState]] = {}
+        self.created: list[StoredContext] = []
+        self.changes: list[str] = []
+        self.forgotten: list[tuple[str, int]] = []
         self.disposed: list[str] = []
+        self.survives = survives
+        self.creations: deque[Confirmed] | None = deque() if creates_later else None
+
+    def create(
+        self, context: StoredContext, epoch: int, state: Callable[[], StoredState], confirmed: Confirmed
+    ) -> bool:
+        self.created.append(context)
+        self.states[context.isolation_key] = state
+        if self.creations is None:
+            return True
+        self.creations.append(confirmed)
+        return False
 
     def append(
         self,
         isolation_key: str,
         epoch: int,
-        sequence: int,
-        frame: bytes,
+        entry: OutboxEntry,
+        identity: MessageIdentity | None,
+        at: Instant,
         confirmed: Confirmed,
     ) -> bool:
-        self.waiting.append(Append(isolation_key, epoch, sequence, frame, confirmed))
+        self.waiting.append(Append(isolation_key, epoch, entry.sequence, entry.frame, identity, confirmed))
         return False
 
-    def discard(self, isolation_key: str, through: int) -> None:
-        self.discarded.append((isolation_key, through))
+    def changed(self, isolation_key: str) -> None:
+        self.changes.append(isolation_key)
+
+    def state_of(self, isolation_key: str) -> StoredState:
+        """Where that context stands, as a store would ask."""
+        return self.states[isolation_key]()
+
+    def forget(self, isolation_key: str, sequence: int) -> None:
+        self.forgotten.append((isolation_key, sequence))
 
     def dispose(self, isolation_key: str) -> None:
         self.kept.pop(isolation_key, None)

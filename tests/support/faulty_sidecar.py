@@ -19,7 +19,10 @@ from sidecar.config import load_config
 from sidecar.core.errors import ErrorReason, Unavailable
 from sidecar.core.factory import WebSocketManagerFactory
 from sidecar.core.limits import Limits
+from sidecar.core.message import Instant
+from sidecar.core.outbox import OutboxEntry
 from sidecar.core.ports import Confirmed
+from sidecar.core.stored import MessageIdentity
 from sidecar.logs import configure_logging
 from sidecar.rpc.server import RpcEdge
 from sidecar.storage.memory import MemoryOutboxStore
@@ -31,7 +34,16 @@ BUG, UNREACHABLE, UNKNOWN = '"a bug, please"', '"out of reach, please"', '"who k
 class FaultyStore(MemoryOutboxStore):
     """Keeps nothing of those payloads."""
 
-    def append(self, isolation_key: str, epoch: int, sequence: int, frame: bytes, confirmed: Confirmed) -> bool:
+    def append(
+        self,
+        isolation_key: str,
+        epoch: int,
+        entry: OutboxEntry,
+        identity: MessageIdentity | None,
+        at: Instant,
+        confirmed: Confirmed,
+    ) -> bool:
+        frame = entry.frame
         if BUG.encode() in frame:
             raise RuntimeError(f"{isolation_key}: {frame!r}")
         for payload, error in (
@@ -41,7 +53,7 @@ class FaultyStore(MemoryOutboxStore):
             if payload.encode() in frame:
                 asyncio.get_running_loop().call_soon(confirmed, error)
                 return False
-        return super().append(isolation_key, epoch, sequence, frame, confirmed)
+        return super().append(isolation_key, epoch, entry, identity, at, confirmed)
 
 
 class FaultySidecar(Sidecar):

@@ -148,7 +148,7 @@ async def test_nothing_is_left(make_edge: MakeHarness) -> None:
     left = {task for task in asyncio.all_tasks() - before if "conn_handler" in repr(task) or "renew" in repr(task)}
     assert left == set()
     assert len(edge.factory) == 0
-    assert len(edge.edge._ports.resume_tokens) == 0
+    assert not edge.factory._by_resume_digest
     assert edge.edge._half_open == set()
 
 

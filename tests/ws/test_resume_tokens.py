@@ -1,7 +1,8 @@
-"""Where a resume token leads, and to whom."""
+"""What a resume token is, and whose the context is that it leads to."""
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 
 import pytest
@@ -10,36 +11,35 @@ from sidecar.core.context_factory import Handshake
 from sidecar.core.identity import VerifiedUser
 from sidecar.core.manager import IsolatedWebSocketManager
 from sidecar.ws.frames import JsonEncoder
-from sidecar.ws.resume_tokens import ResumeTokens, belongs_to
+from sidecar.ws.resume_tokens import belongs_to, digest_of, new_resume_token
 from tests.ws.harness import NOW, Harness
 
 ALICE = VerifiedUser("default", "alice", None, "issuer", None, (), NOW + 60)
 
 
-async def manager_of(harness: Harness, user: VerifiedUser) -> IsolatedWebSocketManager:
-    context = harness.contexts.create_context(user, Handshake(None, {}), harness.now())
-    return harness.factory.create_manager(context, JsonEncoder(), harness.now())
+async def manager_of(harness: Harness, user: VerifiedUser, token: str) -> IsolatedWebSocketManager:
+    context, at = harness.contexts.create_context(user, Handshake(None, {}), harness.now()), harness.now()
+    return harness.factory.create_manager(context, JsonEncoder(), at, resume_digest=digest_of(token))
 
 
 async def test_a_token_leads_to_its_manager_while_that_lives() -> None:
     harness = Harness()
-    tokens = ResumeTokens(secrets.token_hex)
-    first, second = await manager_of(harness, ALICE), await manager_of(harness, ALICE)
-    token, other = tokens.issue(first), tokens.issue(second)
-    assert tokens.find(token) is first
-    assert tokens.find(other) is second
-    assert tokens.find(token[:-1]) is None
+    token, other = new_resume_token(secrets.token_hex), new_resume_token(secrets.token_hex)
+    first, second = await manager_of(harness, ALICE, token), await manager_of(harness, ALICE, other)
+    find = harness.factory.find_by_resume_digest
+    assert find(digest_of(token)) is first
+    assert find(digest_of(other)) is second
+    assert find(digest_of(token[:-1])) is None
     first.end("test", None, harness.now())
-    assert tokens.find(token) is None
-    assert len(tokens) == 1
+    assert find(digest_of(token)) is None
+    assert find(digest_of(other)) is second
 
 
-async def test_tokens_are_not_kept() -> None:
-    harness = Harness()
-    tokens = ResumeTokens(secrets.token_hex)
-    token = tokens.issue(await manager_of(harness, ALICE))
-    assert token not in str(vars(tokens))
-    assert token.encode() not in vars(tokens)["_managers"]
+def test_a_token_is_256_random_bits_of_which_only_the_hash_is_kept() -> None:
+    token = new_resume_token(secrets.token_hex)
+    assert len(bytes.fromhex(token)) == 32
+    assert token != new_resume_token(secrets.token_hex)
+    assert digest_of(token) == hashlib.sha256(token.encode()).digest()
 
 
 @pytest.mark.parametrize(
@@ -52,4 +52,4 @@ async def test_tokens_are_not_kept() -> None:
     ],
 )
 async def test_whose_a_context_is(user: VerifiedUser, belongs: bool) -> None:
-    assert belongs_to(await manager_of(Harness(), ALICE), user) is belongs
+    assert belongs_to(await manager_of(Harness(), ALICE, new_resume_token(secrets.token_hex)), user) is belongs

@@ -201,7 +201,7 @@ async def test_a_client_that_goes_while_its_record_is_written(edge: Harness) -> 
     edge.trail.release()
     await edge.trail.seen(AuditEvent.CONTEXT_CLOSED)
     assert len(edge.factory) == 0
-    assert len(edge.edge._ports.resume_tokens) == 0
+    assert not edge.factory._by_resume_digest
 
 
 async def test_a_context_that_ends_while_its_record_is_written(edge: Harness) -> None:
@@ -213,16 +213,6 @@ async def test_a_context_that_ends_while_its_record_is_written(edge: Harness) ->
     manager.end("test", catalogued(CloseCode.REVOKED), edge.now())
     edge.trail.release()
     assert await client.closed() == closing(4506, "revoked")
-
-
-async def test_resume_is_denied_with_a_fresh_context(edge: Harness) -> None:
-    first = await edge.welcomed()
-    second = await edge.client()
-    resume = {"token": first.welcome["resume_token"], "last_sequence": 0, "attempt": 1}
-    welcome = await second.hello(token=edge.token(), resume=resume)
-    assert welcome["recovery"] == "denied"
-    assert welcome["connection_id"] != first.welcome["connection_id"]
-    assert len(edge.trail.of(AuditEvent.RESUME_DENIED)) == 1
 
 
 # Messages out
@@ -405,7 +395,7 @@ async def test_the_clients_1000_ends_the_context(edge: Harness) -> None:
     await client.connection.close(1000)
     (record,) = await edge.trail.seen(AuditEvent.CONTEXT_CLOSED)
     assert record.fields["reason"] == "client_closed"
-    assert len(edge.edge._ports.resume_tokens) == 0
+    assert not edge.factory._by_resume_digest
 
 
 # Time
