@@ -1,13 +1,18 @@
 """The Python client of ws-sidecar.
 
-An agent service sends to users with `AsyncSidecarClient` (asyncio); errors are one tree, in `sidecar_client.errors`.
+An agent service sends to users with `AsyncSidecarClient` (asyncio) or `SidecarClient` (threads); a user's program
+receives with `connect`. Errors are one tree, in `sidecar_client.errors`.
 """
 
 from sidecar_client.client import AsyncSidecarClient
-from sidecar_client.errors import SidecarError, TransportError
+from sidecar_client.connection import Tuning, UserConnection, connect
+from sidecar_client.errors import ConnectionEnded, SidecarError, TransportError
+from sidecar_client.events import ContextReplaced, Event, Gap, Limits, Message, ResumeState, StreamChunk
 from sidecar_client.messages import BatchItem, MessageOptions
 from sidecar_client.sender import Sender
 from sidecar_client.sender_core import SenderLimits, StreamCancellation
+from sidecar_client.sync_client import SidecarClient
+from sidecar_client.sync_sender import SyncSender
 from sidecar_client.values import (
     BroadcastResult,
     BroadcastScope,
@@ -28,7 +33,9 @@ __version__ = "0.1.0"
 __all__ = [
     # sending
     "AsyncSidecarClient",
+    "SidecarClient",
     "Sender",
+    "SyncSender",
     "SenderLimits",
     "StreamCancellation",
     # what is sent
@@ -48,6 +55,19 @@ __all__ = [
     "ManagerStats",
     "Receipt",
     "UserContext",
+    # receiving
+    "connect",
+    "UserConnection",
+    "Tuning",
+    "Event",
+    "Message",
+    "StreamChunk",
+    "Gap",
+    "ContextReplaced",
+    "ResumeState",
+    "Limits",
+    # what goes wrong
     "SidecarError",
     "TransportError",
+    "ConnectionEnded",
 ]

@@ -19,7 +19,7 @@ from sidecar_client.health import THE_WHOLE, is_serving, watch_method
 from sidecar_client.messages import BatchItem, MessageOptions
 from sidecar_client.retries import BASE_S, CAP_S, Retries
 from sidecar_client.sender import Sender
-from sidecar_client.sender_core import SenderLimits
+from sidecar_client.sender_core import SenderLimits, StreamCancellation
 from sidecar_client.values import (
     BroadcastResult,
     BroadcastScope,
@@ -222,8 +222,18 @@ class AsyncSidecarClient:
 
     # The fast way
 
-    def sender(self, *, limits: SenderLimits | None = None, report_acknowledged: bool = False) -> Sender:
-        """A sender for many messages: one stream, many messages a frame. Closed with the client, or before."""
+    def sender(
+        self,
+        *,
+        limits: SenderLimits | None = None,
+        report_acknowledged: bool = False,
+        on_stream_cancelled: Callable[[StreamCancellation], None] | None = None,
+    ) -> Sender:
+        """A sender for many messages: one stream, many messages a frame. Closed with the client, or before.
+
+        `on_stream_cancelled` is called when a client wants no more of a response stream in a context that this sender
+        sends to; once for each token that it sends by.
+        """
         sender = Sender(
             self._open_stubs(),
             limits or SenderLimits(),
@@ -231,6 +241,7 @@ class AsyncSidecarClient:
             report_acknowledged=report_acknowledged,
             uniform=self._uniform,
             on_closed=self._senders.discard,
+            on_stream_cancelled=on_stream_cancelled,
         )
         self._senders.add(sender)
         return sender

@@ -163,7 +163,7 @@ class Sender:
                 self._work.clear()
                 await self._work.wait()
             error = await self._stream()
-            self._core.stream_ended(error, again=_is_passing(error))
+            self._core.stream_ended(error, again=is_passing(error))
             if self._closing and not self._core.in_flight:
                 return
             if self._core.has_queued:
@@ -204,7 +204,7 @@ class Sender:
             self._work.set()  # a lane may have become free
 
 
-def _is_passing(error: SidecarError) -> bool:
+def is_passing(error: SidecarError) -> bool:
     """Whether a further stream may go better, so that nobody needs to be told of this one's end."""
     if isinstance(error, TransportError):
         return error.code in _PASSING
