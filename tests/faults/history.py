@@ -6,7 +6,8 @@ Every observation has a number; they rise in the order in which one program saw 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, NamedTuple
@@ -63,6 +64,8 @@ class Attempt:
     message_id: str = ""
     critical: bool = False
     ttl_s: float | None = None
+    filler: str = ""
+    """Makes it large."""
     tries: list[Try] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -78,7 +81,7 @@ class Attempt:
             "sender": self.sender,
             "n": self.n,
             "uuid": self.uuid,
-        }
+        } | ({"filler": self.filler} if self.filler else {})
 
     @property
     def payload(self) -> bytes:
@@ -192,10 +195,22 @@ class History:
         self.close_codes: list[tuple[str, int]] = []
         """Who was closed, and with which code."""
         self._numbers = count(1)
+        self._tally: Counter[str] = Counter()
+        self._due: list[tuple[str, int, Callable[[], object]]] = []
 
     def now(self) -> int:
         """The number of the next observation."""
         return next(self._numbers)
+
+    def at(self, what: str, times: int, act: Callable[[], object]) -> None:
+        """Do that in the very step in which so many more `answers`, `frames` or `welcomes` were seen from now on."""
+        self._due.append((what, self._tally[what] + times, act))
+
+    def _count(self, what: str) -> None:
+        self._tally[what] += 1
+        for due in [one for one in self._due if one[0] == what and one[1] <= self._tally[what]]:
+            self._due.remove(due)
+            due[2]()
 
     # The client's side
 
@@ -221,6 +236,7 @@ class History:
         recovery, position = welcome["recovery"], welcome["sequence"]
         attach = Attach(welcome["attach_id"], context, asked, opened, recovery, claimed, position)
         self.attaches.append(attach)
+        self._count("welcomes")
         return attach
 
     def came(self, attach: Attach, frame: dict[str, Any]) -> None:
@@ -229,6 +245,7 @@ class History:
             attach.frames.append(Message(self.now(), frame["sequence"], frame["id"], frame["data"]))
         else:
             attach.frames.append(Gap(self.now(), frame["from"], frame["to"], frame["reason"]))
+        self._count("frames")
 
     def acknowledgement_read(self, context: Context, sequence: int) -> None:
         """The sidecar answered what was sent after that acknowledgement, or told a service of it."""
@@ -255,6 +272,7 @@ class History:
     def answered(self, one: Try, receipt: Receipt | None = None, refused: str = "") -> None:
         """The call's answer; neither a receipt nor a refusal: it broke off."""
         one.ended, one.receipt, one.refused = self.now(), receipt, refused
+        self._count("answers")
 
     # The end
 

@@ -243,6 +243,18 @@ async def test_a_cut_after_so_many_bytes(count: int) -> None:
         assert await server.read() == b""
 
 
+async def test_each_connection_can_have_a_plan_of_its_own() -> None:
+    async with wire() as between:
+        between.proxy.plans = iter([Plan(), Plan(up=Spoiling(cut_after=2))])
+        for passed, plan in ((4, Plan()), (2, Plan()), (3, Plan(up=Spoiling(cut_after=3)))):
+            between.proxy.plan = plan
+            client, server = await between.connect()
+            await client.send(b"abcd")
+            client.plain.shutdown(socket.SHUT_WR)
+            assert await server.read_exactly(passed) == b"abcd"[:passed]
+            assert await server.read() == b""
+
+
 async def test_a_cut_is_an_end_of_file_though_bytes_are_under_way() -> None:
     async with wire() as between:
         client, server = await between.connect()
@@ -273,6 +285,22 @@ async def test_an_ends_own_reset_is_passed_on(side: int) -> None:
     async with wire() as between:
         ends = await between.connect()
         ends[side].reset()
+        with pytest.raises(ConnectionResetError):
+            await ends[1 - side].read()
+
+
+@pytest.mark.parametrize("side", [0, 1])
+async def test_a_stall_holds_back_an_end_and_a_reset(side: int) -> None:
+    async with wire() as between:
+        ends = await between.connect()
+        connection = between.proxy.latest
+        connection.stall()
+        ends[side].reset()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert ends[1 - side].has_nothing()
+        assert not connection.over.is_set()
+        connection.resume()
         with pytest.raises(ConnectionResetError):
             await ends[1 - side].read()
 
@@ -348,6 +376,7 @@ async def test_calm_ends_every_fault() -> None:
             for flow in connection.flows:
                 STRIKES[name](connection, flow, Random(1))
         between.proxy.plan = Plan(up=Spoiling(reset_after=0))
+        between.proxy.plans = iter([Plan(up=Spoiling(cut_after=0))])
         between.proxy.calm()
         for left, right in ((client, server), (server, client), await between.connect()):
             await left.send(b"y" * 1_000)

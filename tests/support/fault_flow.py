@@ -126,7 +126,11 @@ class Flow:
         loop = asyncio.get_running_loop()
         while True:
             await self._unstalled.wait()
-            data = await loop.sock_recv(self._source, CHUNK_BYTES)
+            try:
+                data = await loop.sock_recv(self._source, CHUNK_BYTES)
+            except ConnectionError:
+                await self._unstalled.wait()  # a reset is held back like everything else
+                raise
             if self.delay_s:
                 await self._wait(self.delay_s)
             if not data:

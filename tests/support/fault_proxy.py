@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -37,6 +37,8 @@ class FaultProxy:
     wait: Wait = wait_by_timer
     plan: Plan = field(default_factory=Plan)
     admission: Admission = Admission.FORWARD
+    plans: Iterator[Plan] = field(default_factory=lambda: iter(()))
+    """Taken before `plan`, one a connection, until there are no more."""
     accepted: int = 0
     """Connections so far, whatever became of them."""
     connections: list[ProxiedConnection] = field(default_factory=list)
@@ -73,7 +75,7 @@ class FaultProxy:
 
     def calm(self) -> None:
         """No faults from now on; connections that were held unanswered are cut."""
-        self.plan, self.admission = Plan(), Admission.FORWARD
+        self.plan, self.plans, self.admission = Plan(), iter(()), Admission.FORWARD
         for connection in self.connections:
             connection.calm()
         self._let_go()
@@ -137,7 +139,7 @@ class FaultProxy:
             if isinstance(error, OSError):
                 return
             raise
-        connection = ProxiedConnection(client, server, self.wait, self.plan)
+        connection = ProxiedConnection(client, server, self.wait, next(self.plans, self.plan))
         self.connections.append(connection)
         self._count()
         try:

@@ -44,10 +44,14 @@ class RestartingSidecar:
         )
         self.serving.set()
 
-    async def kill(self) -> None:
-        """SIGKILL: it ends in the middle of whatever it does, and writes nothing more."""
+    def strike(self) -> None:
+        """SIGKILL, this instant: it ends in the middle of whatever it does, and writes nothing more. Idempotent."""
         self.serving.clear()
         self.running.process.kill()
+
+    async def kill(self) -> None:
+        """SIGKILL; returns once it is gone."""
+        self.strike()
         await asyncio.to_thread(self.running.process.wait)
 
     async def terminate(self) -> int:
