@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 DISK, MEMORY = "DISK", "MEMORY"
 NEVER = 2**62
+RESUMED = {"full", "gap"}
+"""The recoveries that go on with the context that was asked for."""
 
 
 @dataclass
@@ -234,6 +236,7 @@ class History:
             self.denials.append(Denial(asked, opened, former))
         context = self.contexts[connection_id]
         recovery, position = welcome["recovery"], welcome["sequence"]
+        claimed = claimed if recovery in RESUMED else 0
         attach = Attach(welcome["attach_id"], context, asked, opened, recovery, claimed, position)
         self.attaches.append(attach)
         self._count("welcomes")

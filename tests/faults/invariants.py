@@ -17,10 +17,12 @@ from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from sidecar.core.close_codes import CloseCode
-from tests.faults.history import DISK, Attach, Attempt, Context, Gap, History, Message
+from tests.faults.history import DISK, RESUMED, Attach, Attempt, Context, Gap, History, Message
 
 OWN_CODES = range(4900, 5000)
 LOST = 1006
+MAX_SHOWN = 300
+"""Characters of a payload in a line."""
 
 
 class Violation(NamedTuple):
@@ -93,7 +95,7 @@ def identities(history: History) -> Violations:
         attempt = asked_for(history, message)
         uuid = str(message.document) if attempt is None else attempt.uuid
         if attempt is not None and message.document != attempt.document:
-            yield Violation(6, f"{attach} was sent {message.document} for {attempt.document}")
+            yield Violation(6, f"{attach} was sent {shown(message)} for {attempt}")
         context = attach.context.connection_id
         payloads[context, message.sequence].add(uuid)
         sequences[context, uuid].add(message.sequence)
@@ -182,7 +184,7 @@ def recoveries(history: History) -> Violations:
     """11: what a welcome says of a resume."""
     heads = Heads(history)
     for attach in history.attaches:
-        if attach.recovery not in {"full", "gap"}:
+        if attach.recovery not in RESUMED:
             continue
         if attach.position != attach.claimed:
             yield Violation(11, f"{attach} was welcomed at {attach.position} and had said {attach.claimed}")
@@ -269,7 +271,7 @@ def shown(frame: Message | Gap) -> str:
     """A frame in a line."""
     if isinstance(frame, Gap):
         return f"a gap from {frame.first} to {frame.last} ({frame.reason})"
-    return f"message {frame.sequence} ({frame.message_id}) {frame.document}"
+    return f"message {frame.sequence} ({frame.message_id}) {str(frame.document)[:MAX_SHOWN]}"
 
 
 CHECKS: tuple[Callable[[History], Violations], ...] = (

@@ -25,10 +25,12 @@ async def test_cut_off_again_and_again(store: str, tmp_path: Path) -> None:
     random = Random(1)
     async with company(tmp_path, store, random) as people:
         devices = [await here(people, person) for person in (ALICE, BOB)]
-        sockets, calls = people.websocket, people.grpc
         for place in range(1, 10):
-            people.history.at("frames", 40 * place, random.choice((sockets.reset_all, sockets.cut_all)))
-            people.history.at("answers", 40 * place, random.choice((calls.reset_all, calls.cut_all)))
+            people.history.at(
+                "frames", 40 * place, random.choice((people.websocket.reset_all, people.websocket.cut_all))
+            )
+        answers, questions = Spoiling(cut_after=3_000), Spoiling(reset_after=30_000)
+        people.grpc.plans = iter([Plan(down=answers), Plan(up=questions), Plan(down=answers)])
         sender = people.sender()
         await sender.deliver([sender.attempt(device, named=True) for device in devices * 150])
         await sender.batch([sender.attempt(device, named=True) for device in devices * 50])
@@ -44,7 +46,7 @@ async def here(people: Company, person: tuple[str, str], acknowledges: float = 0
     return device
 
 
-@pytest.mark.parametrize(("way", "step", "places"), [("up", 90, 2), ("down", 700, 3)])
+@pytest.mark.parametrize(("way", "step", "places"), [("up", 90, 1), ("down", 700, 3)])
 async def test_reset_in_the_middle_of_a_replay(way: str, step: int, places: int, store: str, tmp_path: Path) -> None:
     """Each connection gets a step further: through handshake, hello and welcome, then through the frames."""
     async with company(tmp_path, store, Random(2)) as people:
