@@ -234,8 +234,10 @@ class AsyncSidecarClient:
         `on_stream_cancelled` is called when a client wants no more of a response stream in a context that this sender
         sends to; once for each token that it sends by.
         """
+        stubs = self._open_stubs()
         sender = Sender(
-            self._open_stubs(),
+            stubs,
+            self._open().channel_ready,
             limits or SenderLimits(),
             timeout_s=self._settings.timeout_s,
             report_acknowledged=report_acknowledged,

@@ -196,24 +196,27 @@ class UserConnection:
         if self._leaving:
             return
         self._leaving = True
+        socket = self._socket
         try:
-            if self._socket is not None:
-                await self._close_socket(self._socket, code)
-        finally:
             if self._task is not None:
                 self._task.cancel()
                 await asyncio.gather(self._task, return_exceptions=True)
+            if socket is not None:
+                await self._close_socket(socket, code)
+        finally:
+            if socket is not None:
+                socket.transport.abort()
             self._session.fail_questions("the connection was left")
             self._wakes.changed.set()
 
     async def _close_socket(self, socket: ClientConnection, code: int) -> None:
-        """Within its time, whatever the other side does: the library waits for a stalled writer without a limit."""
-        try:
-            with suppress(TimeoutError, WebSocketException, OSError):
-                async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                    await socket.close(code)
-        finally:
-            socket.transport.abort()
+        """Within its time, whatever the other side does: the library waits for a stalled writer without a limit.
+
+        What still comes is read and thrown away: the answer to the close stands behind it.
+        """
+        with suppress(TimeoutError, WebSocketException, OSError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await asyncio.gather(socket.close(code), _read_out(socket))
 
     # What comes
 
@@ -222,7 +225,7 @@ class UserConnection:
 
     async def __anext__(self) -> Event:
         """The next event, in order. Safe to cancel: nothing is lost. Raises ConnectionEnded behind the last of them."""
-        while (event := self._next()) is None:
+        while self._leaving or (event := self._next()) is None:
             if self._leaving:
                 raise StopAsyncIteration
             if self._end is not None:
@@ -318,7 +321,8 @@ class UserConnection:
             return after_close(closed)
         finally:
             self._socket = None
-            socket.transport.abort()
+            if not self._leaving:
+                socket.transport.abort()
 
     async def _ask_token(self) -> str:
         if isinstance(self._token, str):
@@ -351,3 +355,9 @@ class UserConnection:
         finally:
             if loop.time() - welcomed_at >= STABLE_S:
                 self._back_off.reset()
+
+
+async def _read_out(socket: ClientConnection) -> None:
+    with suppress(ConnectionClosed):
+        while True:
+            await socket.recv()

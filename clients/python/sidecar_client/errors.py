@@ -61,17 +61,26 @@ class SidecarError(Exception):
         self.retry_after_s = retry_after_s
         self.incident_id = incident_id
         self.violations = violations
+        self.unanswered_before = False
+        """The same was tried before, and that try had no answer."""
         super().__init__(message)
 
     @property
     def definite(self) -> bool:
-        """True: nothing was changed. False: it may have been; repeat it with the same message_id, or not at all."""
+        """True: nothing was changed. False: it may have been; repeat it with the same message_id, or not at all.
+
+        A refusal speaks of its own try: behind one that had no answer it is not definite either.
+        """
+        return self._tells_all() and not self.unanswered_before
+
+    def _tells_all(self) -> bool:
         return True
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles as itself: one outcome may be the answer to many callers, each with a traceback."""
         rest = {name: getattr(self, name) for name in ("retry_after_s", "incident_id", "violations")}
-        return _rebuilt, (type(self), (self.code, self.reason, self.message), rest)
+        state = {"unanswered_before": self.unanswered_before}
+        return _rebuilt, (type(self), (self.code, self.reason, self.message), rest), state
 
     def __str__(self) -> str:
         text = f"{self.reason or self.code.name}: {self.message}"
@@ -87,9 +96,8 @@ def _rebuilt(kind: type[SidecarError], text: tuple[grpc.StatusCode, str, str], r
 class TransportError(SidecarError):
     """No answer of the sidecar's: a deadline that passed, a connection that broke, a call that was cancelled."""
 
-    @property
-    def definite(self) -> bool:
-        """True only for a method that the sidecar does not have."""
+    def _tells_all(self) -> bool:
+        """Only of a method that the sidecar does not have."""
         return self.code is grpc.StatusCode.UNIMPLEMENTED
 
 
@@ -198,11 +206,9 @@ class AuditUnavailable(Unavailable):
 
 
 class OutcomeUnknown(Unavailable):
-    """The store did not say whether it took the message."""
+    """The store did not say whether it took the message. Not definite."""
 
-    @property
-    def definite(self) -> bool:
-        """False: repeat it with the same message_id."""
+    def _tells_all(self) -> bool:
         return False
 
 
@@ -215,11 +221,9 @@ class Unsupported(SidecarError):
 
 
 class Internal(SidecarError):
-    """Something unforeseen in the sidecar; its log knows more under `incident_id`."""
+    """Something unforeseen in the sidecar; its log knows more under `incident_id`. Not definite."""
 
-    @property
-    def definite(self) -> bool:
-        """False: it may have happened after the message was taken."""
+    def _tells_all(self) -> bool:
         return False
 
 

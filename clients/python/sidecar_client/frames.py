@@ -259,9 +259,9 @@ def identifier(name: str, value: str) -> str:
 
 
 def too_deep(data: Any) -> bool:
-    """Whether the value nests deeper than a frame around it may."""
+    """Whether the value nests so deep that a frame around it would be too deep."""
     level = [data]
-    for _ in range(MAX_DEPTH):
+    for _ in range(MAX_DEPTH - 1):
         level = [child for parent in level for child in _children(parent)]
         if not level:
             return False

@@ -39,7 +39,19 @@ class LaneKey(NamedTuple):
 class Entry:
     """One message on its way. `order` is its place among all, kept when it is sent again."""
 
-    __slots__ = ("abandoned", "accepted", "final", "key", "left", "message", "order", "receipt", "size", "written")
+    __slots__ = (
+        "abandoned",
+        "accepted",
+        "final",
+        "key",
+        "left",
+        "message",
+        "order",
+        "receipt",
+        "size",
+        "unanswered",
+        "written",
+    )
 
     def __init__(
         self, order: int, key: LaneKey, message: types_pb2.Message, accepted: Outcome, final: Outcome | None
@@ -53,6 +65,8 @@ class Entry:
         self.final = final
         self.receipt: Receipt | None = None
         self.written = False
+        self.unanswered = False
+        """It was written to a stream that ended before the answer."""
         self.abandoned = False
         self.left = False
 

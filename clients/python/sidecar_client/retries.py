@@ -34,10 +34,16 @@ class Retries:
         """`deadline` is of the same clock as `now` in `wait_s`."""
         self._left = max_attempts - 1 if repeatable else 0
         self._deadline = deadline
+        self._unanswered = False
         self._back_off = BackOff(BASE_S, CAP_S, uniform)
 
     def wait_s(self, error: SidecarError, now: float) -> float | None:
-        """The seconds after which to try again; None: give up, this error is the answer."""
+        """The seconds after which to try again; None: give up, this error is the answer.
+
+        The error is told of the tries before it: a refusal does not say what became of them.
+        """
+        error.unanswered_before = self._unanswered
+        self._unanswered = not error.definite
         if not self._left or not _passing(error):
             return None
         self._left -= 1

@@ -7,7 +7,7 @@ while a write is under way the next ones gather.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self, Unpack
@@ -39,6 +39,7 @@ class Sender:
     def __init__(
         self,
         stubs: Stubs,
+        channel_ready: Callable[[], Awaitable[None]],
         limits: SenderLimits,
         *,
         timeout_s: float,
@@ -48,6 +49,7 @@ class Sender:
         on_stream_cancelled: Callable[[StreamCancellation], None] | None = None,
     ) -> None:
         self._stubs = stubs
+        self._channel_ready = channel_ready
         self._timeout_s = timeout_s
         self._report_acknowledged = report_acknowledged
         self._on_closed = on_closed
@@ -162,6 +164,10 @@ class Sender:
                     return
                 self._work.clear()
                 await self._work.wait()
+            # A frame that is handed to a stream cannot be taken back: none is while nobody is there to read it.
+            await self._channel_ready()
+            if not self._core.has_queued:
+                continue
             error = await self._stream()
             self._core.stream_ended(error, again=is_passing(error))
             if self._closing and not self._core.in_flight:
@@ -172,7 +178,7 @@ class Sender:
     async def _stream(self) -> SidecarError:
         """One stream, from its first frame to its end; why it ended. It has no deadline: its messages have."""
         deliver: Any = self._stubs.delivery.Deliver
-        call = deliver(wait_for_ready=True)
+        call = deliver()
         writer = asyncio.create_task(self._write(call))
         try:
             await self._read(call)

@@ -181,6 +181,7 @@ class SenderCore:
             error = error_from_status(item.error)
             if isinstance(error, LaneNotOpen) and lane.error is not None:
                 error = copy.copy(lane.error)
+            error.unanswered_before = entry.unanswered
             entry.fail(error)
             self._leave(entry)
         self._lanes.forget_if_over(lane)
@@ -252,7 +253,7 @@ class SenderCore:
         if again:
             kept = [entry for entry in unfinished if not entry.abandoned]
             for entry in kept:
-                entry.written = False
+                entry.written, entry.unanswered = False, True
             self._queue.extendleft(reversed(kept))
             gone: Sequence[Entry] = [entry for entry in unfinished if entry.abandoned]
         else:

@@ -231,6 +231,7 @@ class SidecarClient:
         """A sender for many messages from many threads: one stream. Closed with the client, or before."""
         self._check_open()
         sender = SyncSender(
+            self._channel,
             self._stubs,
             limits or SenderLimits(),
             timeout_s=self._settings.timeout_s,

@@ -35,6 +35,7 @@ class SyncSender:
 
     def __init__(
         self,
+        channel: grpc.Channel,
         stubs: Stubs,
         limits: SenderLimits,
         *,
@@ -45,6 +46,7 @@ class SyncSender:
         on_stream_cancelled: Callable[[StreamCancellation], None] | None = None,
     ) -> None:
         """`on_stream_cancelled` is called by the sender's thread, with its lock held: hand it on and return."""
+        self._channel = channel
         self._stubs = stubs
         self._timeout_s = timeout_s
         self._report_acknowledged = report_acknowledged
@@ -158,19 +160,35 @@ class SyncSender:
 
     def _run(self) -> None:
         """Open a stream whenever there is something to write, until the sender closes."""
-        while self._wait_for_work():
+        while self._has_work():
+            # A frame that is handed to a stream cannot be taken back: none is while nobody is there to read it.
+            self._wait_for_connection()
+            if not self._core.has_queued:
+                continue
             error = self._stream()
             with self._work:
                 self._core.stream_ended(error, again=is_passing(error))
-                if self._core.has_queued and not self._abandoned:
-                    # Only close() makes this wait shorter: what is queued meanwhile waits as well.
-                    wait_s = self._back_off.next_s(at_least_s=error.retry_after_s or 0.0)
-                    self._work.wait_for(lambda: self._abandoned, wait_s)
+                # Only close() makes this wait shorter: what is queued meanwhile waits as well.
+                wait_s = self._back_off.next_s(at_least_s=error.retry_after_s or 0.0)
+                self._work.wait_for(lambda: self._abandoned or not self._core.has_queued, wait_s)
 
-    def _wait_for_work(self) -> bool:
+    def _has_work(self) -> bool:
+        """Wait until there is something to write. False: the sender is over."""
         with self._work:
             self._work.wait_for(lambda: self._core.has_queued or self._closing)
-            return self._core.has_queued and not self._abandoned
+            return self._core.has_queued
+
+    def _wait_for_connection(self) -> None:
+        """Until the channel is connected, or the sender is to end."""
+        ready = grpc.channel_ready_future(self._channel)
+        ready.add_done_callback(self._notify)
+        with self._work:
+            self._work.wait_for(lambda: ready.done() or self._abandoned)
+        ready.cancel()
+
+    def _notify(self, _: object) -> None:
+        with self._work:
+            self._work.notify_all()
 
     def _stream(self) -> SidecarError:
         """One stream, from its first frame to its end; why it ended."""
@@ -179,7 +197,7 @@ class SyncSender:
             if self._abandoned:
                 return TransportError(grpc.StatusCode.CANCELLED, "", "the sender was closed")
             self._streams += 1
-            call = self._call = deliver(self._frames(self._streams), wait_for_ready=True)
+            call = self._call = deliver(self._frames(self._streams))
         try:
             for response in call:
                 with self._work:

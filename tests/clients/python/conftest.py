@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import pytest
 
-from sidecar_client import AsyncSidecarClient
+from tests.clients.python.both import KINDS, opened
 from tests.support.running import RunningSidecar, running_sidecar
 
 
@@ -17,7 +18,27 @@ def sidecar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSidecar
         yield running
 
 
+@pytest.fixture(scope="session")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSidecar]:
+    """One whose store does what a payload says."""
+    folder = tmp_path_factory.mktemp("clients-python-faulty")
+    with running_sidecar(folder, module="tests.support.faulty_sidecar") as running:
+        yield running
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-async def client(sidecar: RunningSidecar) -> AsyncIterator[AsyncSidecarClient]:
-    async with AsyncSidecarClient(endpoint=sidecar.grpc_target, service_token=sidecar.service_token) as made:
+async def client(sidecar: RunningSidecar, kind: str) -> AsyncIterator[Any]:
+    """A client of either kind; its calls are awaited."""
+    async with opened(kind, endpoint=sidecar.grpc_target, service_token=sidecar.service_token) as made:
         yield made
+
+
+@pytest.fixture
+def open_client(kind: str) -> Callable[..., Any]:
+    """Opens a client of either kind, for as long as a block lasts."""
+    return lambda **settings: opened(kind, **settings)
