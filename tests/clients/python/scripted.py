@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -38,19 +40,23 @@ def receipt(message: types_pb2.Message, sequence: int = 1) -> types_pb2.Receipt:
 
 
 class ScriptedSidecar:
-    """Answers SendToUser, GetManagerStats and CloseManager by the script, act by act, the last one for ever."""
+    """Answers SendToUser and CloseManager by the script, act by act, the last one for ever."""
 
     def __init__(self, script: list[Act]) -> None:
         self._script = script
         self.requests: list[Any] = []
         self.time_left_s: list[float] = []
+        self.asked = asyncio.Event()
         self.target = ""
 
     async def handle(self, request: Any, call: Any) -> Any:
         act = self._script[min(len(self.requests), len(self._script) - 1)]
         self.requests.append(request)
         self.time_left_s.append(call.time_remaining())
+        self.asked.set()
         answer = act(request, call)
+        if inspect.isawaitable(answer):
+            answer = await answer
         if isinstance(answer, status_pb2.Status):
             rich = rpc_status.to_status(answer)
             await call.abort(rich.code, rich.details, rich.trailing_metadata)
