@@ -19,17 +19,14 @@ from typing import TYPE_CHECKING, Final
 import structlog
 import uvloop
 
-from sidecar import __version__
+from sidecar import __version__, building
 from sidecar.cluster.local import LocalOwnerDirectory
-from sidecar.config import StartError
+from sidecar.config import CLOSING_S, StartError
 from sidecar.core.close_codes import CloseCode, catalogued
 from sidecar.core.context_factory import ConnectionContextFactoryManager
 from sidecar.core.errors import Unavailable
 from sidecar.core.factory import WebSocketManagerFactory
-from sidecar.core.identity import Scope
-from sidecar.core.limits import Limits
 from sidecar.core.message import Instant
-from sidecar.core.outbox import OutboxLimits
 from sidecar.core.ports import AuditEvent
 from sidecar.core.statistics import SecurityCounters
 from sidecar.ops.edge import OpsEdge, OpsSettings
@@ -37,19 +34,16 @@ from sidecar.rpc.server import RpcEdge, RpcPorts, RpcSettings
 from sidecar.security.audit import JsonLinesAuditTrail
 from sidecar.security.context_tokens import ContextTokenAuthority, ContextTokenKeys
 from sidecar.security.files import SettingError
-from sidecar.security.keys import KeySet, load_key_set
 from sidecar.security.refusals import Refusals
-from sidecar.security.revocations import RevocationList
-from sidecar.security.service_auth import ServiceAuthenticator
-from sidecar.security.user_tokens import IssuerSettings, UserTokenVerifier
-from sidecar.storage.memory import MemoryOutboxStore
+from sidecar.security.user_tokens import UserTokenVerifier
 from sidecar.ws.edge import WebSocketEdge
-from sidecar.ws.settings import WebSocketSettings
+from sidecar.ws.frames import JsonEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
 
-    from sidecar.config import Config, UserTokenSettings
+    from sidecar.config import Config
+    from sidecar.core.stored import RestoredContext, StoredState
     from sidecar.development import Development
 
 logger = structlog.get_logger("sidecar")
@@ -80,10 +74,14 @@ class Sidecar:
         self._ready = False
         self._ticker: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._draining: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
+        self.drained = asyncio.Event()
+        """Set once a drain has sent the last client away."""
         clock = self._clock = SystemClock()
         self._counters = SecurityCounters()
-        self._services = _services(config, development, clock)
-        self._users = UserTokenVerifier(_issuers(config), clock)
+        self._services = building.services(config, development, clock)
+        self._users = UserTokenVerifier(building.issuers(config), clock)
         # Made where there is none: only once all that is merely read was good.
         self._keys = ContextTokenKeys(
             config.context_tokens.key_file, now=clock.time(), rotate_after_s=config.context_tokens.rotation_s
@@ -93,13 +91,15 @@ class Sidecar:
             clock,
             issuer=config.context_tokens.issuer,
             ttl_s=config.context_tokens.ttl_s,
-            revocations=_revocations(config, clock),
+            revocations=building.revocations(config, clock),
         )
         self.audit = JsonLinesAuditTrail(config.audit.path, clock)
         self._floods = Refusals(self.audit, clock)
+        self._contexts = ConnectionContextFactoryManager(self._keys.isolation_secret, self.audit, random_hexadecimal)
+        self._store = building.outbox_store(config)
         self.factory = WebSocketManagerFactory(
-            _limits(config),
-            store=MemoryOutboxStore(),
+            building.limits_of(config),
+            store=self._store,
             owners=LocalOwnerDirectory(),
             clock=clock,
             counters=self._counters,
@@ -111,10 +111,16 @@ class Sidecar:
         self.rpc = self._rpc_edge()
         self.ws: WebSocketEdge | None = None
 
+    @property
+    def serving(self) -> bool:
+        """Started, and not stopped yet."""
+        return self._ticker is not None
+
     async def start(self) -> None:
         """Open the trail, then the listeners; ready only when all of them serve."""
         try:
             self.audit.start()
+            self._restore_contexts()
             await _listening("ops.listen", self._config.ops.listen, self.ops.start())
             self.ws = self._websocket_edge()
             await _listening("websocket.listen", self._config.websocket.listen, self.ws.start())
@@ -129,24 +135,77 @@ class Sidecar:
         self._ready = True
         logger.info("serving", websocket=self.ws.port, grpc=self.rpc.target, ops=self.ops.port)
 
+    def drain(self, window_s: float | None = None) -> int:
+        """Begin to stop: not ready, health NOT_SERVING, no new contexts; clients are sent away over `window_s` seconds.
+
+        Returns how many sockets there are. A second call changes nothing. None: the configured window. `drained` is set
+        when the last was sent away, at the latest in time for the rest of the stop to keep within `drain.grace_s`.
+        """
+        ws = self.ws
+        sockets = 0 if ws is None else ws.connections
+        if self._draining is None:
+            settings = self._config.drain
+            window_s = settings.window_s if window_s is None else window_s
+            self._ready = False
+            self.factory.draining = True
+            self.rpc.stop_serving()
+            self.audit.record(AuditEvent.SIDECAR_DRAINING, connections=sockets, window_s=window_s)
+            logger.info("draining", connections=sockets, window_s=window_s)
+            self._draining = asyncio.create_task(self._send_clients_away(window_s))
+        return sockets
+
+    def hurry(self) -> None:
+        """Whoever wants the stop wants it now: the sockets that are left close at once."""
+        self._hurry.set()
+
     async def stop(self) -> None:
-        """Not ready → health NOT_SERVING → sockets told and closed → calls finished → contexts ended → trail closed."""
-        was_ready, self._ready = self._ready, False
-        self.factory.draining = True
-        await self.rpc.stop_serving()
+        """Drain → sockets closed → calls answered → contexts ended, unless their store outlives it → files closed."""
+        was_ready = self._ready or self._draining is not None
+        if was_ready:
+            self.drain()
+            await self.drained.wait()
         if self.ws is not None:
             await self.ws.close()
         await self.rpc.close(grace_s=1.0)
-        await self._end_contexts()
+        if not self.factory.survives:
+            await self._end_contexts()
         if self._development is not None:
             await self._development.close()
         await self.ops.close()
         await self._end_tasks()
+        await self._store.close()
         self._floods.tick()
         if was_ready:
             self.audit.record(AuditEvent.SIDECAR_STOPPED)
             logger.info("stopped")
         await self.audit.close()
+
+    async def _send_clients_away(self, window_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(max(self._config.drain.grace_s - CLOSING_S, 0.0), self._hurry.set)
+        try:
+            if self.ws is not None:
+                await self.ws.drain(window_s, self._hurry)
+        finally:
+            timer.cancel()
+            self.drained.set()
+
+    def _restore_contexts(self) -> None:
+        """What the store kept is there again before anybody can ask for it."""
+        self._store.start()
+        self._store.restore(self._adopt)
+        if len(self.factory):
+            self.audit.record(AuditEvent.CONTEXTS_RESTORED, contexts=len(self.factory))
+            logger.info("contexts restored", contexts=len(self.factory))
+
+    def _adopt(self, kept: RestoredContext) -> tuple[int, Callable[[], StoredState]] | None:
+        """The context as it was, detached from now on; a raw one has ended with its socket."""
+        context = self._contexts.restore_context(kept.context)
+        if kept.context.ends_with_socket:
+            context.audit_log_action(AuditEvent.CONTEXT_CLOSED, reason="socket_lost", messages=kept.state.head)
+            return None
+        manager = self.factory.restore_manager(context, JsonEncoder(), kept, self._now())
+        return manager.epoch, manager.stored_state
 
     def _rpc_edge(self) -> RpcEdge:
         grpc = self._config.grpc
@@ -165,14 +224,15 @@ class Sidecar:
             floods=self._floods,
             counters=self._counters,
             clock=self._clock,
+            drain=self.drain,
         )
         return RpcEdge(settings, ports)
 
     def _websocket_edge(self) -> WebSocketEdge:
         return WebSocketEdge(
-            _websocket_settings(self._config, self._development, self.ops.port),
+            building.websocket_settings(self._config, self._development, self.ops.port),
             users=self._users,
-            contexts=ConnectionContextFactoryManager(self._keys.isolation_secret, self.audit, random_hexadecimal),
+            contexts=self._contexts,
             factory=self.factory,
             tokens=self._tokens,
             audit=self.audit,
@@ -190,7 +250,7 @@ class Sidecar:
                 await self.audit.grant()
 
     async def _end_tasks(self) -> None:
-        ending = [task for task in (self._ticker, *self._tasks) if task is not None]
+        ending = [task for task in (self._ticker, self._draining, *self._tasks) if task is not None]
         self._ticker = None
         for task in ending:
             task.cancel()
@@ -255,15 +315,25 @@ def run(config: Config, development: bool = False) -> int:
 
 
 async def _serve(sidecar: Sidecar, development: Development | None) -> int:
-    stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
+    stop_asked = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop_asked.is_set():
+            sidecar.hurry()
+        elif sidecar.serving:
+            sidecar.drain()
+        else:
+            sidecar.drained.set()
+        stop_asked.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+        loop.add_signal_handler(number, on_signal)
     await sidecar.start()
     gc.freeze()  # what is there now stays: the collector need not walk through it for what comes and goes
     if development is not None:
         print(development.announcement(), flush=True)  # noqa: T201 - what a person at a terminal is to open
-    await stopping.wait()
+    await sidecar.drained.wait()
     await sidecar.stop()
     return 0
 
@@ -278,85 +348,3 @@ async def _listening(setting: str, address: str, starting: Awaitable[None]) -> N
         if isinstance(error, socket.gaierror):
             problem = "cannot be listened on: the name is unknown"
         raise StartError(f"{setting}: {address} {problem}") from None
-
-
-def _limits(config: Config) -> Limits:
-    limits, outbox = config.limits, config.outbox
-    return Limits(
-        managers_per_user=limits.managers_per_user,
-        connections_per_manager=limits.connections_per_manager,
-        max_managers=limits.max_managers,
-        idle_timeout_s=limits.idle_timeout_s,
-        health_check_interval_s=limits.health_check_interval_s,
-        pong_timeout_s=limits.pong_timeout_s,
-        slow_consumer_timeout_s=limits.slow_consumer_timeout_s,
-        max_message_bytes=limits.max_message_bytes,
-        queued_bytes_per_user=limits.queued_bytes_per_user,
-        messages_per_second_per_user=limits.messages_per_second_per_user,
-        outbox=OutboxLimits(
-            max_messages=outbox.max_messages,
-            max_bytes=outbox.max_bytes,
-            ttl_s=outbox.ttl_s,
-            critical_reserve=outbox.critical_reserve,
-            critical_reserve_bytes=outbox.critical_reserve_bytes,
-            resume_window_s=outbox.resume_window_s,
-        ),
-    )
-
-
-def _websocket_settings(config: Config, development: Development | None, ops_port: int) -> WebSocketSettings:
-    websocket, limits = config.websocket, config.limits
-    own_pages = () if development is None else development.origins(ops_port)
-    return WebSocketSettings(
-        host=websocket.address.host,
-        port=websocket.address.port,
-        allowed_origins=(*websocket.allowed_origins, *own_pages),
-        trusted_proxies=websocket.trusted_proxies,
-        frames_per_second=websocket.frames_per_second,
-        bytes_per_second=websocket.bytes_per_second,
-        max_connections=websocket.max_connections,
-        max_half_open=websocket.max_handshakes,
-        handshake_timeout_s=websocket.handshake_timeout_s,
-        connects_per_second_per_address=websocket.connects_per_second_per_address,
-        failures_per_second_per_address=websocket.failures_per_second_per_address,
-        hello_timeout_s=limits.hello_timeout_s,
-        max_inbound_bytes=limits.max_inbound_bytes,
-        max_message_bytes=limits.max_message_bytes,
-        idle_timeout_s=limits.idle_timeout_s,
-        resume_window_s=config.outbox.resume_window_s,
-        client_scopes=tuple(Scope(name) for name in config.context_tokens.client_scopes),
-    )
-
-
-def _issuers(config: Config) -> list[IssuerSettings]:
-    return [
-        IssuerSettings(
-            issuer=issuer.issuer,
-            audience=issuer.audience,
-            algorithms=issuer.algorithms,
-            keys=_user_keys(issuer),
-            tenants=issuer.tenants,
-        )
-        for issuer in config.user_tokens
-    ]
-
-
-def _user_keys(issuer: UserTokenSettings) -> KeySet:
-    if issuer.key_file is None:
-        raise SettingError("user_tokens.key_file", "is required")
-    return load_key_set(issuer.key_file, issuer.algorithms, key_id=issuer.key_id)
-
-
-def _services(config: Config, development: Development | None, clock: SystemClock) -> ServiceAuthenticator:
-    if config.service_auth.token_file is not None:
-        return ServiceAuthenticator.from_file(config.service_auth.token_file, clock)
-    if development is not None:
-        return ServiceAuthenticator.with_token(development.service_token)
-    return ServiceAuthenticator()
-
-
-def _revocations(config: Config, clock: SystemClock) -> RevocationList:
-    """Beside the key file: tokens that outlive the process are revoked beyond it too."""
-    key_file = config.context_tokens.key_file
-    path = None if key_file is None else key_file.with_name(f"{key_file.name}.revoked")
-    return RevocationList(path, now=clock.time())

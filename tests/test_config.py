@@ -195,7 +195,15 @@ REFUSED = [
         "user_tokens.issuer: an issuer must not be repeated",
     ),
     # what this version does not have, or only development
-    ('[storage]\nkind = "sqlite"', 'storage.kind: "sqlite" is not supported by this version'),
+    ('[storage]\nkind = "sqlite"', 'storage.path: is required with storage.kind = "sqlite"'),
+    ('[storage]\nkind = "sqlite"\npath = "a"', 'storage.key_file: is required with storage.kind = "sqlite"'),
+    ('[storage]\nkind = "sqlite"\npath = "a"\nkey_file = "a"', "storage.key_file: must not be the database"),
+    (
+        '[storage]\nkind = "sqlite"\npath = "a"\nkey_file = "b"',
+        'context_tokens.key_file: is required with storage.kind = "sqlite"',
+    ),
+    ("[drain]\ngrace_s = 27.9", "drain.grace_s: must be at least 8 seconds longer than drain.window_s"),
+    ("[drain]\nwindow_s = -1", "drain.window_s: must be at least 0"),
     ('[storage]\nkind = "canary-7f3a"', 'storage.kind: must be "memory" or "sqlite"'),
     ('[cluster]\nkind = "nats"\nservers = ["s"]', 'cluster.kind: "nats" is not supported by this version'),
     ("[grpc]\nreflection = true\n" + ISSUER, "grpc.reflection: is allowed only in development"),
@@ -422,7 +430,9 @@ def test_development_needs_no_settings() -> None:
 
 
 def test_development_keeps_what_is_set(file: Path) -> None:
-    config = load(file, '[grpc]\nreflection = false\nlisten = "unix:/run/s"\n[log]\nformat = "json"')
+    config = load(
+        file, '[grpc]\nreflection = false\nlisten = "unix:/run/s"\n[log]\nformat = "json"\n[drain]\nwindow_s = 2'
+    )
     assert development_config(config) == config
 
 

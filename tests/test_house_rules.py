@@ -40,6 +40,7 @@ LONG_FILES = {
 }
 TESTED_ELSEWHERE = {
     "__main__.py": "tests/support/running.py",
+    "building.py": "tests/test_app.py",
     "config/addresses.py": "tests/test_config.py",
     "config/checks.py": "tests/test_config.py",
     "config/errors.py": "tests/test_config.py",
@@ -59,6 +60,13 @@ TESTED_ELSEWHERE = {
     "rpc/translate.py": "tests/rpc/test_delivery.py",
     "security/audit_writer.py": "tests/security/test_audit.py",
     "security/refusals.py": "tests/security/test_audit_refusals.py",
+    "security/storage_key.py": "tests/storage/sqlite/test_files.py",
+    "storage/sqlite/batch.py": "tests/storage/sqlite/test_store.py",
+    "storage/sqlite/database.py": "tests/storage/sqlite/test_files.py",
+    "storage/sqlite/errors.py": "tests/storage/sqlite/test_files.py",
+    "storage/sqlite/rows.py": "tests/storage/sqlite/test_store.py",
+    "storage/sqlite/sealing.py": "tests/storage/sqlite/test_store.py",
+    "storage/sqlite/writer.py": "tests/storage/sqlite/test_store.py",
     "ws/admission.py": "tests/ws/test_handshake.py",
     "ws/greeting.py": "tests/ws/test_session.py",
     "ws/opening.py": "tests/ws/test_session.py",

@@ -7,11 +7,13 @@ and the rule and never holds the value.
 from __future__ import annotations
 
 from sidecar.config.addresses import TcpAddress, UnixAddress, parse_address
+from sidecar.config.checks import CLOSING_S
 from sidecar.config.errors import ConfigError, StartError
 from sidecar.config.sections import (
     AuditSettings,
     ClusterSettings,
     ContextTokenSettings,
+    DrainSettings,
     GrpcSettings,
     LimitSettings,
     LogSettings,
@@ -31,11 +33,13 @@ __all__ = [
     "load_config",
     "development_config",
     "ENVIRONMENT_PREFIX",
+    "CLOSING_S",
     "ConfigError",
     "StartError",
     "AuditSettings",
     "ClusterSettings",
     "ContextTokenSettings",
+    "DrainSettings",
     "GrpcSettings",
     "LimitSettings",
     "LogSettings",

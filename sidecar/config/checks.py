@@ -7,14 +7,20 @@ from itertools import combinations
 from sidecar.config.addresses import TcpAddress
 from sidecar.config.errors import ConfigError
 from sidecar.config.sections import (
+    ContextTokenSettings,
+    DrainSettings,
     GrpcSettings,
     LimitSettings,
     OpsSettings,
     OutboxSettings,
+    StorageSettings,
     UserTokenSettings,
     WebSocketSettings,
 )
 from sidecar.core.message import MESSAGE_OVERHEAD_BYTES
+
+CLOSING_S = 8.0
+"""What the closing handshakes, the calls under way and the files may take once the last socket was sent away."""
 
 
 def check_issuers(issuers: tuple[UserTokenSettings, ...]) -> None:
@@ -58,8 +64,23 @@ def check_sizes(
         raise ConfigError("websocket.bytes_per_second", "must not be below limits.max_inbound_bytes")
 
 
-def check_times(limits: LimitSettings) -> None:
-    """A context does not end before its sockets were asked."""
+def check_storage(storage: StorageSettings, context_tokens: ContextTokenSettings) -> None:
+    """What survives a restart is opened by keys that survive it too."""
+    if storage.kind != "sqlite":
+        return
+    for name in ("path", "key_file"):
+        if getattr(storage, name) is None:
+            raise ConfigError(f"storage.{name}", 'is required with storage.kind = "sqlite"')
+    if storage.path == storage.key_file:
+        raise ConfigError("storage.key_file", "must not be the database")
+    if context_tokens.key_file is None:
+        raise ConfigError("context_tokens.key_file", 'is required with storage.kind = "sqlite"')
+
+
+def check_times(limits: LimitSettings, drain: DrainSettings) -> None:
+    """A context does not end before its sockets were asked, nor the process before its sockets were closed."""
+    if drain.grace_s < drain.window_s + CLOSING_S:
+        raise ConfigError("drain.grace_s", f"must be at least {CLOSING_S:g} seconds longer than drain.window_s")
     if limits.idle_timeout_s < limits.health_check_interval_s:
         raise ConfigError("limits.idle_timeout_s", "must not be shorter than limits.health_check_interval_s")
 

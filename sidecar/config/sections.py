@@ -19,7 +19,6 @@ from sidecar.config.values import (
     Networks,
     Origins,
     Seconds,
-    StorageKind,
     TcpListen,
     Text,
     Texts,
@@ -241,10 +240,33 @@ class StreamSettings(_Section):
 class StorageSettings(_Section):
     """Where outboxes are kept."""
 
-    kind: StorageKind = Field(default="memory", description='"memory"; "sqlite" is not supported by this version.')
-    path: FilePath | None = Field(default=None, description="Database file (sqlite).")
+    kind: Literal["memory", "sqlite"] = Field(
+        default="memory",
+        description='"memory": all ends with the process. "sqlite": contexts and what they accepted survive a crash.',
+    )
+    path: FilePath | None = Field(
+        default=None,
+        description="Database file, made with mode 0600 where there is none; on a local disk. Required for sqlite.",
+    )
     key_file: FilePath | None = Field(
-        default=None, description="File (0600) of the key that wraps the rows' keys (sqlite)."
+        default=None,
+        description="File (0600) of the key that wraps the rows' keys, made where there is none; apart from the "
+        "database and its backups. Required for sqlite.",
+    )
+
+
+class DrainSettings(_Section):
+    """The end: SIGTERM, or AdminService.Drain."""
+
+    window_s: Seconds = Field(
+        default=20.0, ge=0, le=3600, description="Seconds over which the sockets are closed, one after the other."
+    )
+    grace_s: Seconds = Field(
+        default=28.0,
+        ge=1,
+        le=7200,
+        description="Seconds from the signal to the end of the process at the latest; below Kubernetes' "
+        "terminationGracePeriodSeconds.",
     )
 
 

@@ -13,12 +13,14 @@ from sidecar.config.checks import (
     check_issuers,
     check_service,
     check_sizes,
+    check_storage,
     check_times,
 )
 from sidecar.config.sections import (
     AuditSettings,
     ClusterSettings,
     ContextTokenSettings,
+    DrainSettings,
     GrpcSettings,
     LimitSettings,
     LogSettings,
@@ -65,6 +67,7 @@ class Config(BaseSettings):
     outbox: OutboxSettings = OutboxSettings()
     streams: StreamSettings = StreamSettings()
     storage: StorageSettings = StorageSettings()
+    drain: DrainSettings = DrainSettings()
     cluster: ClusterSettings = ClusterSettings()
     audit: AuditSettings = AuditSettings()
     log: LogSettings = LogSettings()
@@ -87,7 +90,8 @@ class Config(BaseSettings):
         check_issuers(self.user_tokens)
         check_addresses(self.websocket, self.grpc, self.ops)
         check_sizes(self.websocket, self.grpc, self.limits, self.outbox)
-        check_times(self.limits)
+        check_times(self.limits, self.drain)
+        check_storage(self.storage, self.context_tokens)
         return self
 
     def validate_for(self, development: bool) -> None:
@@ -101,13 +105,15 @@ class Config(BaseSettings):
 def development_config(config: Config | None = None) -> Config:
     """These settings (None: the defaults) for development. Raises ConfigError for a listener off loopback.
 
-    Where they do not say otherwise, reflection is on and the log is for people.
+    Where they do not say otherwise, reflection is on, the log is for people, and a stop does not take its time.
     """
     config = Config() if config is None else config
     config.validate_for(development=True)
-    grpc, log = config.grpc, config.log
+    grpc, log, drain = config.grpc, config.log, config.drain
     if "reflection" not in grpc.model_fields_set:
         grpc = grpc.model_copy(update={"reflection": True})
     if "format" not in log.model_fields_set:
         log = log.model_copy(update={"format": "console"})
-    return config.model_copy(update={"grpc": grpc, "log": log})
+    if "window_s" not in drain.model_fields_set:
+        drain = drain.model_copy(update={"window_s": 0.0})
+    return config.model_copy(update={"grpc": grpc, "log": log, "drain": drain})

@@ -103,12 +103,6 @@ def _jwks_url(url: str) -> str:
     raise _rule("not supported by this version; give key_file")
 
 
-def _memory_only(kind: str) -> str:
-    if kind == "sqlite":
-        raise _rule('"sqlite" is not supported by this version')
-    return kind
-
-
 def _alone_only(kind: str) -> str:
     if kind == "nats":
         raise _rule('"nats" is not supported by this version')
@@ -128,5 +122,4 @@ Algorithms = Annotated[Texts, AfterValidator(_algorithms)]
 Identifiers = Annotated[Texts, Field(min_length=1), AfterValidator(_identifiers)]
 JwksUrl = Annotated[Text, AfterValidator(_jwks_url)]
 ClientScopes = Annotated[tuple[Literal["send", "emit", "stats"], ...], BeforeValidator(as_tuple)]
-StorageKind = Annotated[Literal["memory", "sqlite"], AfterValidator(_memory_only)]
 ClusterKind = Annotated[Literal["none", "nats"], AfterValidator(_alone_only)]

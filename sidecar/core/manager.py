@@ -111,7 +111,7 @@ class IsolatedWebSocketManager:
         self._max_queued_bytes = ports.resources.limits.queued_bytes_per_user
         self._encoder = encoder
         self._store = ports.store
-        self._epoch = epoch
+        self.epoch = epoch
         self._message_id_prefix = message_id_prefix
         self._on_end = ports.on_end
         self.creation: Creation | None = None
@@ -394,7 +394,7 @@ class IsolatedWebSocketManager:
             self.lifecycle.look_by(entry.expires_at)
         identity = MessageIdentity(message.message_id, fingerprint(message)) if message.message_id else None
         pending = None
-        if not self._store.append(self.isolation_key, self._epoch, entry, identity, at, self._confirmed):
+        if not self._store.append(self.isolation_key, self.epoch, entry, identity, at, self._confirmed):
             pending = PendingReceipt()
             self._unconfirmed.append(_Unconfirmed(sequence, message_id, at, pending))
         if identity is not None:
@@ -528,7 +528,7 @@ class IsolatedWebSocketManager:
             ends_with_socket=self.ends_with_socket,
         )
         creation = Creation()
-        if not self._store.create(stored, self._epoch, self.stored_state, creation.settle):
+        if not self._store.create(stored, self.epoch, self.stored_state, creation.settle):
             self.creation = creation
 
     def stored_state(self) -> StoredState:
@@ -554,7 +554,9 @@ class IsolatedWebSocketManager:
         for message in kept.messages:
             if message.identity is not None:
                 accepted = Instant(at.monotonic - max(at.unix - message.accepted_at, 0.0), message.accepted_at)
-                self._recent.remember(message.identity, message.sequence, accepted, None)
+                forgotten = self._recent.remember(message.identity, message.sequence, accepted, None)
+                if forgotten is not None:
+                    self._store.forget(self.isolation_key, forgotten)
 
     # Ends
 

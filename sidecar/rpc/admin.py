@@ -18,6 +18,10 @@ from sidecar.security.service_auth import Permission
 from sidecar.security.user_tokens import DEFAULT_TENANT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from google.protobuf.duration_pb2 import Duration
+
     from sidecar.core.factory import WebSocketManagerFactory
     from sidecar.core.manager import IsolatedWebSocketManager
     from sidecar.core.ports import AuditValue, Clock
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1_000
 MAX_REASON_CHARACTERS = 123
+MAX_DRAIN_WINDOW_S = 3600.0
 
 
 class AdminMethods:
@@ -42,12 +47,14 @@ class AdminMethods:
         counters: SecurityCounters,
         audit: JsonLinesAuditTrail,
         clock: Clock,
+        drain: Callable[[float | None], int],
     ) -> None:
         self._callers = callers
         self._factory = factory
         self._counters = counters
         self._audit = audit
         self._clock = clock
+        self._drain = drain
 
     async def get_factory_stats(
         self, request: pb.GetFactoryStatsRequest, facts: CallFacts
@@ -135,6 +142,15 @@ class AdminMethods:
             response.connections += self._factory.cleanup_manager(manager.isolation_key, close, "disconnected", at)
         return response
 
+    async def drain(self, request: pb.DrainRequest, facts: CallFacts) -> pb.DrainResponse:
+        """Begin to drain, and then to stop, as on SIGTERM. A second call changes nothing."""
+        service = self._callers.service(facts, Permission.ADMIN)
+        if service.tenants is not None:  # it would end other tenants' sockets
+            raise PermissionDenied(ErrorReason.SERVICE_DENIED)
+        window_s = _window_s(request.window) if request.HasField("window") else None
+        self._taking(service, facts, None, None, "")
+        return pb.DrainResponse(connections=self._drain(window_s))
+
     def authorize(self, facts: CallFacts) -> ServiceIdentity:
         """The operator's service identity, for methods that do no more yet."""
         return self._callers.service(facts, Permission.ADMIN)
@@ -201,6 +217,14 @@ def _check_filter(tenant_id: str, user_id: str) -> None:
     for field, value in (("tenant_id", tenant_id), ("user_id", user_id)):
         if value and not IDENTIFIER.fullmatch(value):
             raise BadRequest(field, "1 to 128 of A-Z a-z 0-9 _ . : @ | -")
+
+
+def _window_s(window: Duration) -> float:
+    window_s = float(window.seconds + window.nanos / 1e9)
+    # google.protobuf.Duration: less than a second of nanoseconds, and both of one sign.
+    if window.seconds < 0 or not 0 <= window.nanos <= 999_999_999 or window_s > MAX_DRAIN_WINDOW_S:
+        raise BadRequest("window", "0 to 3,600 seconds")
+    return window_s
 
 
 def _encode_page_token(connection_id: str) -> str:

@@ -9,6 +9,7 @@ import os
 import random
 import socket
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,8 @@ class RpcPorts:
     floods: Refusals
     counters: SecurityCounters
     clock: Clock
+    drain: Callable[[float | None], int]
+    """Begins to drain over so many seconds (None: the sidecar's own window); how many sockets will be closed."""
 
 
 class RpcEdge:
@@ -114,7 +117,7 @@ class RpcEdge:
             self._callers, acceptance, ports.clock, self._recorder, settings.first_lane_timeout_s
         )
         self._context = ContextMethods(self._callers, ports.factory, ports.tokens, ports.users, ports.audit)
-        self._admin = AdminMethods(self._callers, ports.factory, ports.counters, ports.audit, ports.clock)
+        self._admin = AdminMethods(self._callers, ports.factory, ports.counters, ports.audit, ports.clock, ports.drain)
         self._health = Health(SERVICES)
         self._server: grpc.aio.Server | None = None
         self.port = 0
@@ -145,7 +148,7 @@ class RpcEdge:
         self._server = server
         self._health.set_serving(True)
 
-    async def stop_serving(self) -> None:
+    def stop_serving(self) -> None:
         """Health says NOT_SERVING of the whole from now on; the services say so at `close`, as long they answer."""
         self._health.set_serving(False, "")
 
@@ -230,7 +233,7 @@ class RpcEdge:
             "EnforceResourceLimits": (pb.EnforceResourceLimitsRequest, methods.enforce_resource_limits),
             "DisconnectUser": (pb.DisconnectUserRequest, methods.disconnect_user),
             "RevokeUser": (pb.RevokeUserRequest, unsupported),
-            "Drain": (pb.DrainRequest, unsupported),
+            "Drain": (pb.DrainRequest, methods.drain),
         }
         tail = self._boundary.server_stream("TailAuditLog", pb.TailAuditLogRequest, self._tail)
         return {"TailAuditLog": tail} | {

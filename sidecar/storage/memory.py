@@ -15,10 +15,19 @@ if TYPE_CHECKING:
 
 
 class MemoryOutboxStore:
-    """Confirms everything at once. Nothing survives the process."""
+    """Confirms everything at once. Nothing survives the process: there is nothing to restore or to write."""
 
     durability = Durability.MEMORY
     survives = False
+
+    def start(self) -> None:
+        """There is nothing to open."""
+
+    def restore(self, adopt: object) -> None:
+        """There is nothing from before."""
+
+    async def close(self) -> None:
+        """There is nothing to write."""
 
     def create(
         self, context: StoredContext, epoch: int, state: Callable[[], StoredState], confirmed: Confirmed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import structlog
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 _logger = structlog.get_logger("sidecar.ws")
 _ATTACH_ID_BYTES: Final = 8
 _BACKLOG: Final = 1_024
+_DRAIN_STEP_S: Final = 0.01
 RECONNECT_SPREAD_MS: Final = 5_000
 
 
@@ -125,6 +127,21 @@ class WebSocketEdge:
         self._stopping = True
         if self._server is not None:
             self._server.close(close_connections=False)
+
+    async def drain(self, window_s: float, hurry: asyncio.Event) -> None:
+        """Send every client away (`draining`, then 1012), in no order, evenly over `window_s` seconds.
+
+        Who asks meanwhile is answered 503, once the factory drains. `hurry` ends the pacing: the rest go at once.
+        """
+        leaving = list(self._open)
+        self._shuffle(leaving)
+        start, step_s = asyncio.get_running_loop().time(), max(window_s / max(len(leaving), 1), _DRAIN_STEP_S)
+        steps = max(int(window_s / step_s), 1)
+        for step in range(steps):
+            if step:
+                await _until(start + window_s * step / steps, hurry)
+            for connection in leaving[step * len(leaving) // steps : (step + 1) * len(leaving) // steps]:
+                self._send_away(connection)
 
     async def close(self) -> None:
         """Stop accepting, tell every client (`draining`, then 1012), wait for them, then cancel. Idempotent.
@@ -218,8 +235,19 @@ class WebSocketEdge:
         socket.notify(Draining(reconnect_in_ms=spread))
         self._close_socket(socket, CloseCode.RESTART)
 
+    def _shuffle(self, connections: list[EdgeConnection]) -> None:
+        """In an order that no client can choose."""
+        connections.sort(key=lambda _: self._ports.randomness(4))
+
     def _close_socket(self, socket: ClientSocket, code: CloseCode) -> None:
         close = catalogued(code)
         if socket.manager is not None and not socket.manager.ended:
             socket.manager.close_connection(socket, close, self._ports.now())
         socket.close(close)
+
+
+async def _until(deadline: float, hurry: asyncio.Event) -> None:
+    """Wait for that time of the loop's clock, or for `hurry`."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout_at(deadline):
+            await hurry.wait()

@@ -196,7 +196,7 @@ class Greeting:
         if socket.gone:
             return None
         if manager.ended:
-            return "ended"
+            return "not_found"
         if manager.attempt != resume.attempt:
             raise _Refused(CloseCode.TAKEN_OVER, "stale_attempt", user)
         full = manager.resume(manager.context, socket, resume.last_sequence, ports.now())
@@ -239,7 +239,7 @@ class Greeting:
         if socket.gone:
             return None
         if manager.ended:
-            return "ended"
+            return "not_found"
         self._admit_mirror(manager, user)  # others may have joined meanwhile
         manager.add_connection(manager.context, socket, ports.now(), mirror=True)
         socket.manager = manager

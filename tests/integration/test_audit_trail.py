@@ -18,8 +18,8 @@ from tests.support.running import RunningSidecar, Service, User, refusal, runnin
 from tests.support.trail import Trail
 
 CANARY = "canary-7f3a9c51"
-ELSEWHERE = {AuditEvent.AUDIT_RECORDS_LOST, AuditEvent.AUDIT_INTERRUPTED}
-"""Events of a trail that cannot be written; tests/security/test_audit.py has them."""
+ELSEWHERE = {AuditEvent.AUDIT_RECORDS_LOST, AuditEvent.AUDIT_INTERRUPTED, AuditEvent.CONTEXTS_RESTORED}
+"""Of a trail that cannot be written, see tests/security/test_audit.py; of a store that survives, see tests/storage."""
 
 
 def as_client(token: str) -> tuple[tuple[str, str], ...]:
@@ -55,7 +55,13 @@ async def test_each_event_once(tmp_path: Path) -> None:
         records = [json.loads(line) for line in sidecar.audit_path.read_text().splitlines()]
         assert records[-1]["event"] == "sidecar_stopped"
         assert Counter(record["event"] for record in records)["keys_rotated"] == 1
-        seen = trail.seen | {"sidecar_started", "sidecar_stopped", "audit_tail_repaired", "keys_rotated"}
+        seen = trail.seen | {
+            "sidecar_started",
+            "sidecar_draining",
+            "sidecar_stopped",
+            "audit_tail_repaired",
+            "keys_rotated",
+        }
         assert {str(event) for event in AuditEvent} - seen == {str(event) for event in ELSEWHERE}
         arguments = ("-m", "sidecar", "audit", "verify", str(sidecar.audit_path))
         verify = await asyncio.create_subprocess_exec(sys.executable, *arguments, stderr=asyncio.subprocess.PIPE)
@@ -69,6 +75,13 @@ async def test_each_event_once(tmp_path: Path) -> None:
 async def connections(sidecar: RunningSidecar, service: Service, trail: Trail, secrets: list[str]) -> None:
     async with sidecar.user("alice") as alice:
         secrets += [alice.context_token, alice.isolation_key, alice.welcome["resume_token"]]
+        await trail.expect(context_opened=1, token_minted=1)
+        await service.send(alice.isolation_key, alice.context_token, f'"{CANARY}"'.encode())
+        again = {"token": alice.welcome["resume_token"], "last_sequence": 0, "attempt": 1}
+        async with sidecar.user("alice", resume=again) as alice:  # noqa: PLW2901 - the same user, again
+            await trail.expect(socket_closed=1, context_resumed=1, token_minted=1)
+        await trail.expect(socket_closed=1, context_closed=1)
+    async with sidecar.user("alice") as alice:
         await trail.expect(context_opened=1, token_minted=1)
         await service.send(alice.isolation_key, alice.context_token, f'"{CANARY}"'.encode())
         async with sidecar.user("alice", mirror={"token": alice.welcome["resume_token"]}):

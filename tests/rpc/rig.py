@@ -150,9 +150,16 @@ class Rig:
                 self.floods,
                 self.counters,
                 self.clock,
+                self._drain,
             ),
         )
         self._sockets = 0
+        self.drains: list[float | None] = []
+
+    def _drain(self, window_s: float | None) -> int:
+        """What the composition does when an operator asks for it, here only noted."""
+        self.drains.append(window_s)
+        return self._sockets
 
     async def start(self) -> None:
         self.audit.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from sidecar.api.v1 import admin_service_pb2 as pb
 from sidecar.core.close_codes import Close
@@ -26,6 +27,7 @@ CALLS: dict[str, Any] = {
     "CleanupManager": pb.CleanupManagerRequest(isolation_key="0" * 64),
     "EnforceResourceLimits": pb.EnforceResourceLimitsRequest(user_id="nobody"),
     "DisconnectUser": pb.DisconnectUserRequest(user_id="nobody"),
+    "Drain": pb.DrainRequest(),
 }
 READS = ("GetFactoryStats", "GetSecurityStats", "ListManagers")
 
@@ -275,3 +277,39 @@ async def test_a_user_must_be_named(rig: Rig, method: str) -> None:
         assert summary(await refused(call(rig, method, request_type()))) == bad("user_id")
         assert summary(await refused(call(rig, method, request_type(user_id="*")))) == bad("user_id")
         assert summary(await refused(call(rig, method, request_type(tenant_id=">", user_id="a")))) == bad("tenant_id")
+
+
+# Draining
+
+
+@pytest.mark.parametrize(
+    ("request_", "window_s"),
+    [
+        (pb.DrainRequest(), None),
+        (pb.DrainRequest(window=Duration()), 0.0),
+        (pb.DrainRequest(window=Duration(seconds=3, nanos=500_000_000)), 3.5),
+        (pb.DrainRequest(window=Duration(seconds=3_600)), 3_600.0),
+    ],
+)
+async def test_a_drain_begins_over_the_window_that_is_asked_for(
+    rig: Rig, request_: pb.DrainRequest, window_s: float | None
+) -> None:
+    async with rig.seen(AuditEvent.ADMIN_CALL) as records:
+        assert (await call(rig, "Drain", request_)).connections == 3
+    assert rig.drains == [window_s]
+    assert records[0]["method"] == "Drain"
+
+
+@pytest.mark.parametrize(
+    "window",
+    [Duration(seconds=3_600, nanos=1), Duration(seconds=-1), Duration(nanos=-1), Duration(nanos=1_000_000_000)],
+)
+async def test_a_window_is_0_to_3600_seconds(rig: Rig, window: Duration) -> None:
+    assert summary(await refused(call(rig, "Drain", pb.DrainRequest(window=window)))) == bad("window")
+    assert rig.drains == []
+
+
+async def test_an_operator_of_some_tenants_drains_nothing(scoped: Rig) -> None:
+    async with scoped.seen(AuditEvent.SERVICE_DENIED, unauthorized_access_attempts=1):
+        assert summary(await refused(call(scoped, "Drain", token=SCOPED))) == DENIED
+    assert scoped.drains == []

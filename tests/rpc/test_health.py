@@ -45,11 +45,11 @@ async def test_the_whole_stops_serving_before_its_services(rig: Rig) -> None:
     """A client that checks a service by name goes on sending as long as that answers."""
     whole, service = watch(rig), watch(rig, SERVICES[0])
     assert (await whole.read()).status == (await service.read()).status == SERVING
-    await rig.edge.stop_serving()
+    rig.edge.stop_serving()
     assert (await whole.read()).status == NOT_SERVING
     assert (await check(rig), await check(rig, SERVICES[0])) == (NOT_SERVING, SERVING)
     assert (await rig.send(rig.alice)).sequence == 1
-    await rig.edge.stop_serving()
+    rig.edge.stop_serving()
     closing = asyncio.ensure_future(rig.edge.close(0.5))
     assert (await service.read()).status == NOT_SERVING
     for watching in (whole, service):
@@ -64,7 +64,7 @@ async def test_a_watcher_that_takes_nothing_holds_up_nobody(rig: Rig) -> None:
     assert (await watching.read()).status == SERVING
     async with asyncio.timeout(TIMEOUT_S):
         await rig.calls_under_way(2)
-        await rig.edge.stop_serving()
+        rig.edge.stop_serving()
         assert (await watching.read()).status == NOT_SERVING
     watching.cancel()
     writer.close()

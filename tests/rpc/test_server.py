@@ -233,7 +233,7 @@ async def test_reflection_in_development(make_rig: MakeRig) -> None:
 
 async def test_closing_before_the_start_does_nothing(rig: Rig, tmp_path: Path) -> None:
     other = Rig(tmp_path)
-    await other.edge.stop_serving()
+    other.edge.stop_serving()
     await other.edge.close(1.0)
     assert (await rig.send(rig.alice)).sequence == 1
 

@@ -74,7 +74,12 @@ def rule(id: str, method: str, request: ProtoMessage, expected: Refused, **recor
 
 
 MESSAGE = types_pb2.Message(payload=b"{}")
-WAIT = Duration(seconds=1)
+BAD_WAITS = (
+    ("61 s", Duration(seconds=61)),
+    ("-1 s", Duration(seconds=-1)),
+    ("two units", Duration(nanos=2_000_000_000)),
+)
+SEND, EMIT = "delivery.SendToUser", "delivery.EmitCriticalEvent"
 
 
 def batch_of(count: int) -> Callable[[Stage], ProtoMessage]:
@@ -112,15 +117,17 @@ def exchange(user: str = "alice", token: str | None = None, **members: Any) -> C
 DISCONNECT, ENFORCE, CLEANUP = "admin.DisconnectUser", "admin.EnforceResourceLimits", "admin.CleanupManager"
 EXCHANGE, LIST, BROADCAST = "context.ExchangeContextToken", "admin.ListManagers", "delivery.Broadcast"
 RULES = (
-    BadCall("a wait", "delivery.SendToUser", send(wait_for_ack=WAIT), UNSUPPORTED),
-    BadCall("a wait of 0", "delivery.SendToUser", send(wait_for_ack=Duration()), UNSUPPORTED),
+    *(BadCall(f"a wait of {name}", SEND, send(wait_for_ack=wait), bad("wait_for_ack")) for name, wait in BAD_WAITS),
+    *(
+        BadCall(f"a wait of {name}", EMIT, emit(event_type="e", wait_for_ack=wait), bad("wait_for_ack"))
+        for name, wait in BAD_WAITS
+    ),
     BadCall(
         "no message",
         "delivery.SendToUser",
         lambda s: pb.SendToUserRequest(isolation_key=s.alice.isolation_key),
         bad("message.payload"),
     ),
-    BadCall("a wait", "delivery.EmitCriticalEvent", emit(event_type="e", wait_for_ack=WAIT), UNSUPPORTED),
     BadCall("no event_type", "delivery.EmitCriticalEvent", emit(), bad("event_type")),
     BadCall("1,001 items", "delivery.SendBatch", batch_of(1_001), bad("items")),
     rule("no scope", BROADCAST, pb.BroadcastRequest(message=MESSAGE), bad("scope")),
@@ -168,7 +175,7 @@ RULES = (
     rule("tenant_id ../", DISCONNECT, admin_pb.DisconnectUserRequest(tenant_id="../", user_id="a"), bad("tenant_id")),
     rule("tenant_id >", ENFORCE, admin_pb.EnforceResourceLimitsRequest(tenant_id=">", user_id="a"), bad("tenant_id")),
     rule("not built", "admin.RevokeUser", admin_pb.RevokeUserRequest(user_id="alice"), UNSUPPORTED),
-    rule("not built", "admin.Drain", admin_pb.DrainRequest(), UNSUPPORTED),
+    rule("a window of 2 h", "admin.Drain", admin_pb.DrainRequest(window=Duration(seconds=7_200)), bad("window")),
 )
 
 

@@ -167,7 +167,7 @@ async def test_a_users_rate_and_a_sidecar_that_ends(tmp_path: Path) -> None:
             await while_draining(stream, carol)
         assert sidecar.process.wait(timeout=30) == 0
         told = [json.loads(line)["event"] for line in sidecar.audit_path.read_text().splitlines()[records:]]
-        assert sorted(told) == ["context_closed"] * 2 + ["sidecar_stopped"] + ["socket_closed"] * 2
+        assert sorted(told) == ["context_closed"] * 2 + ["sidecar_draining", "sidecar_stopped"] + ["socket_closed"] * 2
 
 
 async def beyond_the_rate(service: Service, alice: User) -> None:

@@ -228,14 +228,6 @@ async def test_a_bad_renewal_changes_nothing(stage: Stage, case: BadRenewal) -> 
         assert await stream.finish() == []
 
 
-async def test_reporting_acknowledgements_is_not_served(stage: Stage) -> None:
-    async with stage.caller() as caller, stage.seen():
-        stream = deliver(caller)
-        await stream.open(1, stage.attempt(), report_acknowledged=True)
-        assert await lane_error(stream, 1) == Refused("UNIMPLEMENTED", "UNSUPPORTED")
-        assert await stream.finish() == []
-
-
 async def test_a_lane_whose_token_is_taken_back(stage: Stage) -> None:
     """One lane_error and one record, however many messages still come; lanes of other tokens go on."""
     token = await stage.exchange(stage.alice, "send")

@@ -180,10 +180,12 @@ SETTINGS = [
         "grpc.listen: must be on loopback in development",
         development=True,
     ),
-    # what this version has not
     section(
-        "storage", f'kind = "sqlite"\npath = "{CANARY}.db"', 'storage.kind: "sqlite" is not supported by this version'
+        "storage",
+        f'kind = "sqlite"\npath = "{CANARY}.db"',
+        'storage.key_file: is required with storage.kind = "sqlite"',
     ),
+    # what this version has not
     section("storage", f'kind = "{CANARY}"', 'storage.kind: must be "memory" or "sqlite"'),
     section(
         "cluster",
@@ -233,7 +235,7 @@ SETTINGS = [
     environment(
         "SIDECAR_WEBSOCKET__ALLOWED_ORIGINS", "*", 'websocket.allowed_origins: "*" is allowed only in development'
     ),
-    environment("SIDECAR_STORAGE__KIND", "sqlite", 'storage.kind: "sqlite" is not supported by this version'),
+    environment("SIDECAR_STORAGE__KIND", "sqlite", 'storage.path: is required with storage.kind = "sqlite"'),
     environment("SIDECAR_CLUSTER__KIND", "nats", 'cluster.kind: "nats" is not supported by this version'),
 ]
 

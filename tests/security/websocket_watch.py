@@ -192,5 +192,5 @@ def quiet_sidecar(folder: Path, settings: str = "", **environment: str) -> Itera
     with running_sidecar(folder, settings, **environment) as sidecar:
         yield sidecar
         assert sidecar.stop() == 0
-        assert_quiet(sidecar, "stopped")
+        assert_quiet(sidecar, "draining", "stopped")
         assert verify_file(sidecar.audit_path).fault is None

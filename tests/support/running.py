@@ -34,6 +34,8 @@ from sidecar.security.user_tokens import mint_user_token
 ISSUER = "https://id.test"
 AUDIENCE = "chat"
 START_TIMEOUT_S = 20.0
+AT_ONCE = "[drain]\nwindow_s = 0\n"
+"""How a sidecar stops in a test that says nothing of it."""
 
 
 @dataclass
@@ -231,6 +233,7 @@ key_file = "{folder}/context.keys"
 [audit]
 path = "{folder}/audit.jsonl"
 {settings}
+{"" if "[drain]" in settings else AT_ONCE}
 """
     )
     return Premises(folder, config, secret, service_token)

@@ -264,7 +264,7 @@ async def test_a_context_that_ends_while_its_client_comes_back(edge: Harness) ->
     await edge.trail.until(lambda: edge.trail.waiting)
     edge.manager(first.key).end("test", None, edge.now())
     edge.trail.release()
-    await denied(edge, first, await client.receive(), "ended")
+    await denied(edge, first, await client.receive(), "not_found")
 
 
 async def test_the_window_is_over(edge: Harness) -> None:

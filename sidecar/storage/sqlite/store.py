@@ -1,0 +1,379 @@
+"""The loop's side of the store: gathers what managers accepted into batches, one under way, and answers them in order.
+
+While a batch is written the next one gathers: commits are grouped without a timer. Acknowledgements and gaps are not
+worth a commit of their own; they ride with the next, or after FLUSH_S.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import structlog
+
+from sidecar.core.errors import ErrorReason, Unavailable
+from sidecar.core.message import Durability
+from sidecar.storage.sqlite.batch import Batch, NewContext, NewMessage, NewState
+from sidecar.storage.sqlite.database import load, next_ids, open_database
+from sidecar.storage.sqlite.sealing import Seal, new_key
+from sidecar.storage.sqlite.writer import Writer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sidecar.core.message import Instant
+    from sidecar.core.outbox import OutboxEntry
+    from sidecar.core.ports import Confirmed
+    from sidecar.core.stored import MessageIdentity, RestoredContext, StoredContext, StoredState
+
+logger = structlog.get_logger("sidecar.storage")
+
+FLUSH_S: Final = 0.2
+TRUNCATE_S: Final = 20.0
+"""How long after the end of a context its rows and its key may stay in the log; promised are 60 s."""
+RETRY_S: Final = 1.0
+MAX_BATCH_MESSAGES: Final = 2_000
+MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
+
+
+Adopt = Callable[["RestoredContext"], "tuple[int, Callable[[], StoredState]] | None"]
+"""Takes over a context that was kept: its owner epoch from now on, and what reads where it stands. None: it is over."""
+
+
+class _Context:
+    """What the store knows of one context: its row, its seal, the rows of its messages by sequence."""
+
+    __slots__ = ("disposed", "epoch", "expected", "frames", "id", "identities", "released", "seal", "state")
+
+    def __init__(self, row: int, seal: Seal, epoch: int, state: Callable[[], StoredState] | None) -> None:
+        self.id = row
+        self.seal = seal
+        self.epoch = epoch
+        self.state = state
+        self.expected = 1
+        self.released = 0
+        self.frames: dict[int, int] = {}
+        self.identities: dict[int, int] = {}
+        self.disposed = False
+
+
+class _Creation(NamedTuple):
+    context: _Context
+    key: bytes
+    stored: StoredContext
+    confirmed: Confirmed
+
+
+class _Append(NamedTuple):
+    context: _Context
+    epoch: int
+    sequence: int
+    frame: bytes
+    size: int
+    expires_at: float
+    critical: bool
+    accepted_at: float
+    identity: MessageIdentity | None
+    confirmed: Confirmed
+
+
+_Request = _Creation | _Append
+
+
+class SqliteOutboxStore:
+    """Keeps contexts and what they accepted in one file. Every method but `close` is for the loop's thread.
+
+    `load` once, then `start`, then the port's methods; `close` writes what waits and lets go of the file.
+    """
+
+    durability = Durability.DISK
+    survives = True
+
+    def __init__(self, path: Path, key: bytes) -> None:
+        """Open the file, made where there is none. `key` has 32 bytes. Blocking. Raises StoreUnusable, StoreInUse."""
+        seal = Seal(key)
+        connection = open_database(path, seal)
+        self._loaded = load(connection, seal)
+        self._next_context, self._next_message = next_ids(connection)
+        self._writer = Writer(connection, seal, self._written)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._contexts: dict[str, _Context] = {}
+        self._requests: deque[_Request] = deque()
+        self._under_way: list[_Request] | None = None
+        self._handing_over = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._changed: dict[_Context, None] = {}
+        self._upkeep = Batch()
+        self._flush_due = False
+        self._flush_timer: asyncio.TimerHandle | None = None
+        self._truncate_timer: asyncio.TimerHandle | None = None
+        self._failing = False
+
+    def restore(self, adopt: Adopt) -> None:
+        """Hand over each context that the file holds, once; one that is not adopted is disposed of."""
+        loaded, self._loaded = self._loaded, []
+        for each in loaded:
+            stored, state, messages = each.restored
+            context = _Context(each.id, each.seal, 1, None)
+            context.frames, context.identities = each.frames, each.identities
+            context.released = state.released
+            context.expected = max(state.head, messages[-1].sequence if messages else 0) + 1
+            self._contexts[stored.isolation_key] = context
+            adopted = adopt(each.restored)
+            if adopted is not None:
+                context.epoch, context.state = adopted
+            else:
+                self.dispose(stored.isolation_key)
+
+    def start(self) -> None:
+        """Begin to write. Call with the loop running."""
+        self._loop = asyncio.get_running_loop()
+        self._writer.start()
+        self._hand_over_soon()
+
+    async def close(self) -> None:
+        """Write all that waits, take the log into the file and close it. Idempotent."""
+        if self._loop is None:
+            self._writer.close()
+            return
+        self._flush()
+        while self._has_work() and not self._failing:
+            self._hand_over()
+            if self._under_way is not None:
+                self._idle.clear()
+                await self._idle.wait()
+        for timer in (self._flush_timer, self._truncate_timer):
+            if timer is not None:
+                timer.cancel()
+        self._loop = None
+        await asyncio.to_thread(self._writer.close)
+
+    # The port
+
+    def create(
+        self, context: StoredContext, epoch: int, state: Callable[[], StoredState], confirmed: Confirmed
+    ) -> bool:
+        """Kept with the next commit."""
+        key = new_key()
+        made = self._contexts[context.isolation_key] = _Context(self._next_context, Seal(key), epoch, state)
+        self._next_context += 1
+        self._requests.append(_Creation(made, key, context, confirmed))
+        self._hand_over_soon()
+        return False
+
+    def append(
+        self,
+        isolation_key: str,
+        epoch: int,
+        entry: OutboxEntry,
+        identity: MessageIdentity | None,
+        at: Instant,
+        confirmed: Confirmed,
+    ) -> bool:
+        """Kept with the next commit."""
+        self._requests.append(
+            _Append(
+                self._contexts[isolation_key],
+                epoch,
+                entry.sequence,
+                entry.frame,
+                entry.size,
+                0.0 if entry.critical else at.unix + entry.expires_at - at.monotonic,
+                entry.critical,
+                at.unix,
+                identity,
+                confirmed,
+            )
+        )
+        if not self._handing_over:
+            self._hand_over_soon()
+        return False
+
+    def changed(self, isolation_key: str) -> None:
+        """Written before long."""
+        context = self._contexts.get(isolation_key)
+        if context is not None:
+            self._changed[context] = None
+            self._flush_later(FLUSH_S)
+
+    def forget(self, isolation_key: str, sequence: int) -> None:
+        """Its row goes, unless its message is still to be delivered."""
+        context = self._contexts[isolation_key]
+        row = context.identities.pop(sequence, None)
+        if row is not None and sequence not in context.frames:
+            self._upkeep.deleted.append(row)
+            self._flush_later(FLUSH_S)
+
+    def dispose(self, isolation_key: str) -> None:
+        """Its rows and its key go with the next commit, and out of the log within TRUNCATE_S."""
+        context = self._contexts.pop(isolation_key, None)
+        if context is None:
+            return
+        context.disposed = True
+        self._changed.pop(context, None)
+        self._upkeep.disposed.append(context.id)
+        self._upkeep.deleted += {*context.frames.values(), *context.identities.values()}
+        self._truncate_later(TRUNCATE_S)
+        self._hand_over_soon()
+
+    # Batches
+
+    def _has_work(self) -> bool:
+        return self._under_way is not None or bool(self._requests) or self._upkeep.writes or self._upkeep.truncate
+
+    def _hand_over_soon(self) -> None:
+        """Once a turn of the loop: what one frame brought is one batch."""
+        if self._loop is not None and not self._handing_over and self._under_way is None:
+            self._handing_over = True
+            self._loop.call_soon(self._hand_over)
+
+    def _hand_over(self) -> None:
+        self._handing_over = False
+        if self._loop is None or self._under_way is not None:
+            return
+        if self._flush_due:
+            self._flush()
+        batch, self._upkeep = self._upkeep, Batch()
+        taken = self._take(batch)
+        if batch.writes or batch.truncate:
+            self._under_way = taken
+            self._writer.submit(batch)
+
+    def _take(self, batch: Batch) -> list[_Request]:
+        """Move requests into the batch, in order; those that cannot succeed are answered at once."""
+        taken: list[_Request] = []
+        size = 0
+        requests = self._requests
+        while requests and len(taken) < MAX_BATCH_MESSAGES and size < MAX_BATCH_BYTES:
+            request = requests.popleft()
+            context = request.context
+            if context.disposed or not _is_expected(request):
+                self._answer(request.confirmed, Unavailable(ErrorReason.STORAGE_UNAVAILABLE))
+                continue
+            if isinstance(request, _Creation):
+                batch.contexts.append(NewContext(context.id, request.key, context.seal, request.stored))
+            else:
+                context.expected += 1
+                size += len(request.frame)
+                batch.messages.append(self._new_message(request))
+            taken.append(request)
+        return taken
+
+    def _new_message(self, request: _Append) -> NewMessage:
+        context, _, sequence, frame, size, expires_at, critical, accepted_at, identity, _ = request
+        row = self._next_message
+        self._next_message = row + 1
+        context.frames[sequence] = row
+        if identity is not None:
+            context.identities[sequence] = row
+        return NewMessage(
+            row, context.id, context.seal, sequence, frame, size, expires_at, critical, accepted_at, identity
+        )
+
+    def _written(self, batch: Batch, error: Unavailable | None) -> None:
+        """Called by the writer, in its thread."""
+        loop = self._loop
+        if loop is not None:
+            loop.call_soon_threadsafe(self._answer_batch, batch, error)
+
+    def _answer_batch(self, batch: Batch, error: Unavailable | None) -> None:
+        taken, self._under_way = self._under_way, None
+        self._tell_health(failing=error is not None)
+        if batch.truncate:
+            self._truncate_later(RETRY_S)
+        if error is None:
+            for request in taken or ():
+                self._answer(request.confirmed, None)
+            if self._requests or self._flush_due or self._upkeep.writes or self._upkeep.truncate:
+                self._hand_over()
+        else:
+            self._take_back(batch, taken or [], error)
+        if self._under_way is None:
+            self._idle.set()
+
+    def _take_back(self, batch: Batch, taken: list[_Request], error: Unavailable) -> None:
+        """Nothing of the batch is kept: upkeep is tried again, requests fail, and so does what was appended behind."""
+        kept = self._upkeep
+        self._upkeep = Batch(
+            cleared=batch.cleared + kept.cleared,
+            deleted=batch.deleted + kept.deleted,
+            disposed=batch.disposed + kept.disposed,
+            truncate=kept.truncate,
+        )
+        gone = {state.context for state in batch.states}
+        for context in self._contexts.values():
+            if context.id in gone:
+                self._changed[context] = None
+        for request in reversed(taken):
+            if isinstance(request, _Append):
+                request.context.expected = request.sequence
+                request.context.frames.pop(request.sequence, None)
+                request.context.identities.pop(request.sequence, None)
+        for request in taken:
+            self._answer(request.confirmed, error)
+        self._flush_later(RETRY_S)
+        if self._requests:
+            self._hand_over_soon()
+
+    def _answer(self, confirmed: Confirmed, error: Unavailable | None) -> None:
+        try:
+            confirmed(error)
+        except Exception as bug:  # noqa: BLE001 - the answers behind it are others'
+            logger.error("an answer of the store failed", error=type(bug).__name__)
+
+    def _tell_health(self, *, failing: bool) -> None:
+        if failing != self._failing:
+            self._failing = failing
+            if failing:
+                logger.error("the store cannot be written")
+            else:
+                logger.info("the store can be written again")
+
+    # Upkeep
+
+    def _flush_later(self, delay_s: float) -> None:
+        if self._flush_timer is None and self._loop is not None:
+            self._flush_timer = self._loop.call_later(delay_s, self._flush_now)
+
+    def _flush_now(self) -> None:
+        self._flush_timer = None
+        self._flush_due = True
+        self._hand_over_soon()
+
+    def _flush(self) -> None:
+        """Ask each context that changed where it stands; rows that are not needed for that any more go with it."""
+        self._flush_due = False
+        changed, self._changed = self._changed, {}
+        for context in changed:
+            if context.disposed or context.state is None:
+                continue
+            state = context.state()
+            self._upkeep.states.append(NewState(context.id, context.seal, state))
+            for sequence in range(context.released + 1, state.released + 1):
+                self._release(context, sequence)
+            context.released = max(context.released, state.released)
+            for sequence in state.dropped:
+                self._release(context, sequence)
+
+    def _release(self, context: _Context, sequence: int) -> None:
+        row = context.frames.pop(sequence, None)
+        if row is not None:
+            (self._upkeep.cleared if sequence in context.identities else self._upkeep.deleted).append(row)
+
+    def _truncate_later(self, delay_s: float) -> None:
+        if self._loop is not None and self._truncate_timer is None:
+            self._truncate_timer = self._loop.call_later(delay_s, self._truncate)
+
+    def _truncate(self) -> None:
+        self._truncate_timer = None
+        self._upkeep.truncate = True
+        self._hand_over_soon()
+
+
+def _is_expected(request: _Request) -> bool:
+    """An append is conditional on the owner's epoch and on the sequence that comes next."""
+    context = request.context
+    return isinstance(request, _Creation) or (request.sequence == context.expected and request.epoch == context.epoch)
