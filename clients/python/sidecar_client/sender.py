@@ -24,7 +24,12 @@ from sidecar_client.sender_core import SenderCore, SenderLimits, StreamCancellat
 from sidecar_client.values import Receipt
 
 CLOSE_TIMEOUT_S: Final = 5.0
-_PASSING: Final = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN}
+_PASSING: Final = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.INTERNAL,  # grpc.aio's word where a write failed before it knew the status
+}
 """Of a stream that broke without a reason: a further one may go better."""
 
 
