@@ -11,14 +11,14 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.faults.company import Company, company
 from tests.faults.devices import Device
-from tests.faults.history import MEMORY
+from tests.faults.history import DISK, MEMORY
 from tests.support.bystander import bystander
 from tests.support.fault_flow import Plan, Spoiling
 from tests.support.trail import Trail
 
 ALICE, BOB = ("acme", "alice"), ("acme", "bob")
 
-pytestmark = pytest.mark.parametrize("store", [MEMORY])
+pytestmark = pytest.mark.parametrize("store", [MEMORY, DISK])
 
 
 async def test_cut_off_again_and_again(store: str, tmp_path: Path) -> None:

@@ -41,9 +41,8 @@ def decode_context(data: bytes) -> StoredContext:
 
 def encode_state(state: StoredState) -> bytes:
     """Where a context stands; what was dropped is not part of it, its gaps are."""
-    return orjson.dumps(
-        [state.acknowledged, state.released, state.head, state.attempt, state.last_activity_at, state.gaps]
-    )
+    gaps = [tuple(gap) for gap in state.gaps]  # orjson knows tuples, and none that are derived from them
+    return orjson.dumps([state.acknowledged, state.released, state.head, state.attempt, state.last_activity_at, gaps])
 
 
 def decode_state(data: bytes) -> StoredState:
