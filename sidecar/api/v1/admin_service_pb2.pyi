@@ -420,7 +420,10 @@ class DrainRequest(google.protobuf.message.Message):
     WINDOW_FIELD_NUMBER: builtins.int
     @property
     def window(self) -> google.protobuf.duration_pb2.Duration:
-        """Over how long the sockets are closed; 0 closes them at once. Default: the sidecar's own window, as on SIGTERM."""
+        """Over how long the sockets are closed: 0 to 3,600 seconds; 0 closes them at once. Cut short where it would not leave
+        8 seconds of `drain.grace_s` (default 28 seconds) for the rest of the stop. Default: `drain.window_s` (20 seconds), as on
+        SIGTERM.
+        """
 
     def __init__(
         self,
@@ -434,13 +437,13 @@ Global___DrainRequest: typing_extensions.TypeAlias = DrainRequest
 
 @typing.final
 class DrainResponse(google.protobuf.message.Message):
-    """The drain has begun."""
+    """The drain has begun, with this call or before."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     CONNECTIONS_FIELD_NUMBER: builtins.int
     connections: builtins.int
-    """How many sockets will be closed over the window."""
+    """How many sockets are open now, and will be closed over the window."""
     def __init__(
         self,
         *,

@@ -142,8 +142,10 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Begins to drain: no new contexts, no resumes; clients are told to reconnect elsewhere and their sockets close with 1012,
-        paced over the window. Answered once the drain has begun. Idempotent: a second call changes nothing.
+        """Begins to stop, as on SIGTERM: no new contexts, no resumes; clients are told to reconnect and their sockets close with
+        1012, paced over the window. When the last has been closed the process ends, with exit code 0: what starts it again, and
+        whether, is not the sidecar's. Needs an identity that may have every tenant, else SERVICE_DENIED. Answered once the drain
+        has begun. Idempotent: a second call changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -281,8 +281,10 @@ class AdminServiceStub(typing.Generic[_AdminServiceGetFactoryStatsType, _AdminSe
     """
 
     Drain: _AdminServiceDrainType
-    """Begins to drain: no new contexts, no resumes; clients are told to reconnect elsewhere and their sockets close with 1012,
-    paced over the window. Answered once the drain has begun. Idempotent: a second call changes nothing.
+    """Begins to stop, as on SIGTERM: no new contexts, no resumes; clients are told to reconnect and their sockets close with
+    1012, paced over the window. When the last has been closed the process ends, with exit code 0: what starts it again, and
+    whether, is not the sidecar's. Needs an identity that may have every tenant, else SERVICE_DENIED. Answered once the drain
+    has begun. Idempotent: a second call changes nothing.
     """
 
     TailAuditLog: _AdminServiceTailAuditLogType
@@ -399,8 +401,10 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
         request: sidecar.api.v1.admin_service_pb2.DrainRequest,
         context: _ServicerContext,
     ) -> typing.Union[sidecar.api.v1.admin_service_pb2.DrainResponse, collections.abc.Awaitable[sidecar.api.v1.admin_service_pb2.DrainResponse]]:
-        """Begins to drain: no new contexts, no resumes; clients are told to reconnect elsewhere and their sockets close with 1012,
-        paced over the window. Answered once the drain has begun. Idempotent: a second call changes nothing.
+        """Begins to stop, as on SIGTERM: no new contexts, no resumes; clients are told to reconnect and their sockets close with
+        1012, paced over the window. When the last has been closed the process ends, with exit code 0: what starts it again, and
+        whether, is not the sidecar's. Needs an identity that may have every tenant, else SERVICE_DENIED. Answered once the drain
+        has begun. Idempotent: a second call changes nothing.
         """
 
     @abc.abstractmethod

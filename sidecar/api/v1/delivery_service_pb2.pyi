@@ -69,8 +69,8 @@ class SendToUserRequest(google.protobuf.message.Message):
 
     @property
     def wait_for_ack(self) -> google.protobuf.duration_pb2.Duration:
-        """Hold the answer until the message is acknowledged or dropped, the context ends, or that long: 0 to 60 seconds. Then OK
-        with the state as it is. Default: answer at once.
+        """Hold the answer until the message is acknowledged or dropped, the context ends, the sidecar stops, or that long: 0 to 60
+        seconds. Then OK with the state as it is. The call's deadline must be later. Default: answer at once.
         """
 
     def __init__(
@@ -131,8 +131,8 @@ class EmitCriticalEventRequest(google.protobuf.message.Message):
     """The user that the caller means; another than the token's `sub` is ISOLATION_VIOLATION. Default: not checked."""
     @property
     def wait_for_ack(self) -> google.protobuf.duration_pb2.Duration:
-        """Hold the answer until the event is acknowledged, the context ends, or that long: 0 to 60 seconds. Then OK with the state
-        as it is. Default: answer at once.
+        """Hold the answer until the event is acknowledged, the context ends, the sidecar stops, or that long: 0 to 60 seconds. Then
+        OK with the state as it is. The call's deadline must be later. Default: answer at once.
         """
 
     def __init__(
@@ -300,7 +300,10 @@ class DeliverRequest(google.protobuf.message.Message):
         expected_user_id: builtins.str
         """The user that the caller means; another than the token's `sub` is ISOLATION_VIOLATION. Default: not checked."""
         report_acknowledged: builtins.bool
-        """Also report acknowledgements and gaps of this context, whoever sent the messages. Default: false."""
+        """Also report acknowledgements and losses of this context, whoever sent the messages, from now on: `acknowledged` and
+        `dropped` frames. An open_lane on an open lane begins or ends the reports. A lane whose client leaves more than 1,024
+        losses unread ends with RATE_LIMITED. Default: false.
+        """
         def __init__(
             self,
             *,
@@ -500,7 +503,9 @@ class DeliverResponse(google.protobuf.message.Message):
 
     @typing.final
     class Acknowledged(google.protobuf.message.Message):
-        """Only for lanes with report_acknowledged."""
+        """Only for lanes with report_acknowledged. Cumulative: some may be left out, the last one counts. Sent at once when the
+        reports begin, if the client has acknowledged anything by then.
+        """
 
         DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -520,7 +525,9 @@ class DeliverResponse(google.protobuf.message.Message):
 
     @typing.final
     class Dropped(google.protobuf.message.Message):
-        """Only for lanes with report_acknowledged: what could not be kept and is announced to the client as a gap."""
+        """Only for lanes with report_acknowledged: messages that expired unwritten, or that were announced to the client as a gap.
+        Not cumulative. What was dropped before the reports began is not told; a repeat of the message_id answers with its state.
+        """
 
         DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -530,7 +537,7 @@ class DeliverResponse(google.protobuf.message.Message):
         lane: builtins.int
         """The lane's number."""
         to: builtins.int
-        """The last sequence of the gap."""
+        """The last sequence that was dropped."""
         def __init__(
             self,
             *,
