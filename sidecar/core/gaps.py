@@ -98,6 +98,17 @@ class Gaps:
             holes.insert(index, hole)
             self._forget(cursor)
 
+    def lose_after(self, sequence: int) -> Iterator[tuple[int, int]]:
+        """What is missing behind `sequence` will be announced: it is lost now. Yields the runs that were not before."""
+        index = self._index(sequence + 1)
+        if index < len(self._holes) and self._holes[index].first <= sequence:
+            self._split(index, sequence + 1)
+            index += 1
+        for hole in self._holes[index:]:
+            if not hole.lost:
+                hole.lost = True
+                yield hole.first, hole.last
+
     def _index(self, sequence: int) -> int:
         return bisect_left(self._holes, sequence, key=lambda hole: hole.last)
 

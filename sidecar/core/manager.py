@@ -174,6 +174,7 @@ class IsolatedWebSocketManager:
         full, freed = outbox.rewind(last_sequence)
         self._account.queued_bytes -= freed
         self._tell_acknowledged(before)
+        self._tell_lost()
         return full
 
     def admit_mirror(self) -> None:

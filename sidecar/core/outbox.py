@@ -191,8 +191,10 @@ class Outbox:
         self.cursor = max(self.cursor, sequence)
         freed = self.acknowledge(sequence)
         self.cursor = sequence
+        for first, last in self._gaps.lose_after(max(sequence, self.acknowledged)):
+            self._lose(first, last)
         kept = len(self.entries) - (self.head - self.confirmed)
-        full = sequence >= self.acknowledged and kept == self.confirmed - sequence
+        full = kept == self.confirmed - sequence
         self.promised = self.confirmed if full else 0
         return full, freed
 

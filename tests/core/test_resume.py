@@ -1,0 +1,87 @@
+"""Resume decided by the manager alone, where the machine of test_resume_machine.py rarely goes."""
+
+from __future__ import annotations
+
+from sidecar.core.limits import Limits
+from sidecar.core.manager import IsolatedWebSocketManager
+from sidecar.core.message import DeliveryState
+from sidecar.core.outbox import OutboxLimits
+from tests.support.core import Core
+from tests.support.doubles import RecordingSocket
+
+
+def back(core: Core, manager: IsolatedWebSocketManager, position: int, *, paused: bool = False) -> RecordingSocket:
+    socket = core.socket(paused=paused)
+    manager.resume(manager.context, socket, position, core.clock.now())
+    manager.resume_writing(core.clock.now())
+    return socket
+
+
+def test_a_promise_ends_with_the_socket_it_was_made_to() -> None:
+    core = Core(Limits(outbox=OutboxLimits(ttl_s=10.0)))
+    manager = core.create()
+    core.send(manager, b"1")
+    socket = back(core, manager, 0, paused=True)
+    core.clock.advance(20.0)
+    manager.drop_expired(core.clock.monotonic())
+    assert list(manager.outbox.entries) == [1]
+    core.lose(manager, socket)
+    manager.drop_expired(core.clock.monotonic())
+    assert manager.outbox.entries == {}
+    assert back(core, manager, 0).frames == [core.encoder.gap(1, 1, "expired")]
+
+
+def test_what_comes_after_the_promise_expires_as_ever() -> None:
+    core = Core(Limits(outbox=OutboxLimits(ttl_s=10.0)))
+    manager = core.create()
+    core.send(manager, b"1")
+    socket = back(core, manager, 0, paused=True)
+    core.send(manager, b"2", ttl_s=1.0)
+    core.clock.advance(20.0)
+    core.resume(manager, socket)
+    assert [frame.split()[0] for frame in socket.frames] == [b"message", b"gap"]
+
+
+def test_a_client_in_the_middle_of_a_gap_is_told_of_the_rest() -> None:
+    core = Core(Limits(outbox=OutboxLimits(max_messages=1)))
+    manager, _ = core.connect()
+    told: list[int] = []
+    for number in range(4):
+        sequence = core.send(manager, b"%d" % number).sequence
+        manager.wait_for_outcome(sequence, lambda sequence=sequence: told.append(sequence))  # type: ignore[misc]
+    socket = back(core, manager, 1)
+    assert socket.frames[0] == core.encoder.gap(2, 3, "evicted")
+    assert told == [1, 2, 3]
+    states = [manager.outbox.state_of(sequence) for sequence in range(1, 5)]
+    assert states == [
+        DeliveryState.ACKNOWLEDGED,
+        DeliveryState.DROPPED,
+        DeliveryState.DROPPED,
+        DeliveryState.WRITTEN,
+    ]
+
+
+def test_less_than_was_acknowledged_undoes_no_acknowledgement() -> None:
+    core = Core()
+    manager, socket = core.connect()
+    for number in range(3):
+        core.send(manager, b"%d" % number)
+    manager.acknowledge(socket.attach_id, 3, core.clock.now())
+    again = back(core, manager, 0)
+    assert again.frames == [core.encoder.gap(1, 3, "acknowledged")]
+    assert manager.outbox.state_of(1) is DeliveryState.ACKNOWLEDGED
+    assert (manager.outbox.cursor, manager.outbox.acknowledged) == (3, 3)
+
+
+def test_what_was_never_told_to_be_gone_is_announced_as_lost() -> None:
+    """More holes than are remembered: the first are forgotten, and still no client takes them for nothing."""
+    core = Core(Limits(outbox=OutboxLimits(max_messages=1)))
+    manager, _ = core.connect()
+    for number in range(3):
+        core.send(manager, b"%d" % number)
+    manager.outbox._gaps.clear()
+    socket = core.socket()
+    assert manager.resume(manager.context, socket, 0, core.clock.now()) is False
+    manager.resume_writing(core.clock.now())
+    assert socket.frames[0] == core.encoder.gap(1, 2, "lost")
+    assert len(socket.frames) == 2
