@@ -16,11 +16,14 @@ INSTALL_CLIENT := $(PIP) install --quiet --no-deps --no-build-isolation --no-ind
 # A worker a core. Stealing keeps a file's tests, and so its fixtures, on one worker until the other has nothing left.
 IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
 
+# How long a soak lasts.
+MINUTES ?= 2
+
 UV := .venv-lock/bin/uv
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-emit-package ws-sidecar-api --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 
-.PHONY: help install run test check docs proto proto-check bench clean lock
+.PHONY: help install run test check docs proto proto-check bench soak clean lock
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | while IFS=@ read -r name text; do \
@@ -65,6 +68,9 @@ proto-check: $(VENV)/.dev ## fail if sidecar/api is not what proto/ generates
 
 bench: $(VENV)/.dev ## measure the sidecar beside the bare libraries (ARGS="--quick", "--only unary", "--help", ...)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+soak: $(VENV)/.dev ## put real sidecars through every fault there is (MINUTES=2; ARGS="--seed 1", "--store sqlite", ...)
+	GRPC_VERBOSITY=NONE $(BIN)/python -W error -m tests.faults.soak --minutes $(MINUTES) $(ARGS)
 
 lock: $(UV) ## write the lock files from pyproject.toml (UPGRADE=1: newest versions)
 	$(COMPILE) pyproject.toml --output-file requirements.lock

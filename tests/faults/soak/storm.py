@@ -1,0 +1,157 @@
+"""Everything that is done to one company during a soak: load, faults on every connection, and the end of its process.
+
+All of it is drawn from the Random that is handed in, and all of it stops when `over` is set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from random import Random
+from typing import Any
+
+from tests.faults.company import Company
+from tests.faults.devices import Device
+from tests.faults.history import Attempt
+from tests.faults.senders import Sender
+from tests.support.fault_proxy import Admission, FaultProxy
+
+PEOPLE = [
+    *[("acme", "alice"), ("acme", "alice"), ("acme", "bob"), ("acme", "carol")],
+    *[("other", "alice"), ("other", "dave"), ("other", "dave"), ("acme", "erin")],
+]
+"""Two screens of one user, and one user id in two tenants, are among them."""
+LIMITS = {
+    "SIDECAR_OUTBOX__MAX_MESSAGES": "400",
+    "SIDECAR_LIMITS__SLOW_CONSUMER_TIMEOUT_S": "3",
+    "SIDECAR_LIMITS__HEALTH_CHECK_INTERVAL_S": "2",
+    "SIDECAR_LIMITS__PONG_TIMEOUT_S": "4",
+    "SIDECAR_LIMITS__HELLO_TIMEOUT_S": "3",
+    "SIDECAR_DRAIN__WINDOW_S": "1",
+    "SIDECAR_DRAIN__GRACE_S": "10",
+}
+"""So that full outboxes, slow consumers and drains come about within seconds."""
+
+
+class Storm:
+    """One company's. `seen` counts what befell it."""
+
+    def __init__(self, company: Company, random: Random) -> None:
+        self.company = company
+        self.over = asyncio.Event()
+        self.seen: Counter[str] = Counter()
+        self._random = random
+        self._devices: list[Device] = []
+
+    async def rage(self) -> None:
+        """Until it is over; then every fault is off, the sidecar serves, and everything asked for is answered."""
+        self._devices = [self.company.device(person, ready=self._worth_a_try) for person in PEOPLE]
+        await asyncio.gather(*(device.welcomed() for device in self._devices))
+        work = [asyncio.create_task(send) for send in self._work()]
+        faults = [asyncio.create_task(each) for each in (self._strike(), self._doom())]
+        try:
+            await self._unless_one_fails([*work, *faults])
+            self._calm()
+            await asyncio.gather(*faults)
+            self._calm()
+            await asyncio.gather(*work)
+        finally:
+            for task in (*work, *faults):
+                task.cancel()
+            await asyncio.gather(*work, *faults, return_exceptions=True)
+
+    async def _unless_one_fails(self, tasks: list[asyncio.Task[None]]) -> None:
+        over = asyncio.create_task(self.over.wait())
+        done, _ = await asyncio.wait((over, *tasks), return_when=asyncio.FIRST_COMPLETED)
+        over.cancel()
+        for task in done - {over}:
+            task.result()
+
+    async def pause(self, least_s: float, most_s: float) -> None:
+        """Some time, less when it is over meanwhile."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._random.uniform(least_s, most_s)):
+                await self.over.wait()
+
+    async def _worth_a_try(self) -> None:
+        await self.company.serving()
+        await self.pause(0.0, 0.2)
+        await asyncio.sleep(0)
+
+    # Load
+
+    def _work(self) -> list[Coroutine[Any, Any, None]]:
+        senders = [self.company.sender(ready=self._worth_a_try) for _ in range(5)]
+        unary, nameless, batches, stream, other = senders
+        return [
+            self._keep_sending(unary, unary.unary, 10, named=True),
+            self._keep_sending(nameless, nameless.unary, 10, named=False),
+            self._keep_sending(batches, batches.batch, 30, named=True),
+            self._keep_sending(stream, stream.deliver, 60, named=True),
+            self._keep_sending(other, other.deliver, 30, named=False),
+        ]
+
+    async def _keep_sending(
+        self, sender: Sender, way: Callable[[list[Attempt]], Awaitable[None]], most: int, *, named: bool
+    ) -> None:
+        while not self.over.is_set():
+            count = self._random.randrange(1, most)
+            await way([self._some_message(sender, named=named) for _ in range(count)])
+            await self.pause(0.0, 0.4)
+
+    def _some_message(self, sender: Sender, *, named: bool) -> Attempt:
+        random = self._random
+        device = random.choice(self._devices)
+        critical = named and random.random() < 0.05
+        ttl_s = random.uniform(0.05, 3.0) if not critical and random.random() < 0.1 else None
+        filler = "x" * random.choice((0, 0, 0, 100, 1_000, 10_000))
+        return sender.attempt(device, named=named, critical=critical, ttl_s=ttl_s, filler=filler)
+
+    # Faults
+
+    async def _strike(self) -> None:
+        """On one connection after another; now and then on all, or on those to come."""
+        while not self.over.is_set():
+            await self.pause(0.1, 0.8)
+            proxy = self._random.choice((self.company.websocket, self.company.websocket, self.company.grpc))
+            await self._random.choice((self._at_one, self._at_one, self._at_one, self._at_all, self._at_none_to_come))(
+                proxy
+            )
+
+    async def _at_one(self, proxy: FaultProxy) -> None:
+        self.seen[proxy.strike(self._random) or "no connection"] += 1
+
+    async def _at_all(self, proxy: FaultProxy) -> None:
+        name, act = self._random.choice(
+            (("all cut", proxy.cut_all), ("all reset", proxy.reset_all), ("all calm", proxy.calm))
+        )
+        self.seen[name] += 1
+        act()
+
+    async def _at_none_to_come(self, proxy: FaultProxy) -> None:
+        proxy.admission = self._random.choice((Admission.BLACKHOLE, Admission.RESET))
+        self.seen[proxy.admission.value] += 1
+        await self.pause(0.1, 1.5)
+        proxy.admission = Admission.FORWARD
+
+    def _calm(self) -> None:
+        self.company.websocket.calm()
+        self.company.grpc.calm()
+
+    async def _doom(self) -> None:
+        """kill -9 or SIGTERM, and a new process after a while."""
+        while not self.over.is_set():
+            await self.pause(4.0, 12.0)
+            if self.over.is_set():
+                return
+            if self._random.random() < 0.6:
+                self.seen["kill -9"] += 1
+                await self.company.kill()
+            else:
+                self.seen["SIGTERM"] += 1
+                code = await self.company.terminate()
+                assert code == 0, f"the sidecar ended with {code} on SIGTERM"
+            await self.pause(0.0, 1.0)
+            await self.company.sidecar.start()
