@@ -548,6 +548,8 @@ class IsolatedWebSocketManager:
 
     def restore(self, kept: RestoredContext, at: Instant) -> None:
         """Be as the store kept it, detached from now on. Call once, before anything else."""
+        created_at = self.context.created_at
+        self.created = Instant(at.monotonic - max(at.unix - created_at, 0.0), created_at)
         self.attempt = kept.state.attempt
         self.outbox.restore(kept.state, kept.messages, at)
         self._account.queued_bytes += self.outbox.queued_bytes

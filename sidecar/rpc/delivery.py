@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from sidecar.api.v1 import delivery_service_pb2 as pb
@@ -185,21 +186,31 @@ class DeliveryMethods:
         self, everyone: Iterable[IsolatedWebSocketManager], message: Message
     ) -> pb.BroadcastResponse:
         response = pb.BroadcastResponse()
-        for number, manager in enumerate(everyone):
-            if number % BROADCAST_SLICE == BROADCAST_SLICE - 1:
-                await asyncio.sleep(0)
-            if manager.ended:
-                continue
-            try:
-                receipt = await settled(self._acceptance.send(manager, message, self._now()))
-            except FailedPrecondition:  # said of the message, not of one manager: the first one says it
-                raise
-            except SidecarError:
-                response.refused += 1
-                continue
-            response.managers += 1
-            response.connections += receipt.connections
+        remaining = iter(everyone)
+        while some := tuple(islice(remaining, BROADCAST_SLICE)):
+            # All of them before the first is waited for: a store that answers later commits them together.
+            for outcome in [self._send_broadcast(manager, message) for manager in some if not manager.ended]:
+                try:
+                    if isinstance(outcome, SidecarError):
+                        raise outcome
+                    receipt = await settled(outcome)
+                except SidecarError:
+                    response.refused += 1
+                    continue
+                response.managers += 1
+                response.connections += receipt.connections
+            await asyncio.sleep(0)
         return response
+
+    def _send_broadcast(
+        self, manager: IsolatedWebSocketManager, message: Message
+    ) -> Receipt | PendingReceipt | SidecarError:
+        try:
+            return self._acceptance.send(manager, message, self._now())
+        except FailedPrecondition:  # said of the message, not of one manager: the first one says it
+            raise
+        except SidecarError as error:
+            return error
 
     def _now(self) -> Instant:
         return Instant(self._clock.monotonic(), self._clock.time())

@@ -80,6 +80,7 @@ def test_what_was_not_acknowledged_is_written_again() -> None:
     assert again.context is not manager.context
     assert again.isolation_key == manager.isolation_key
     assert again.detached_at == core.clock.monotonic()
+    assert again.created.unix == again.context.created_at
     assert again.messages_sent == again.outbox.head == 5
     full, now = resumed(core, again, 2)
     assert full
