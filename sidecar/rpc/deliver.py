@@ -326,7 +326,8 @@ class DeliverStream:
     def _queue(self, lane: Lane, place: int, outcome: Outcome | PendingReceipt) -> None:
         """Keep an outcome until those before it in its lane have been answered."""
         self._unconfirmed += 1
-        lane.waiting.append((place, outcome))
+        grant = None if lane.opening is None else lane.opening.grant
+        lane.waiting.append((place, outcome, grant))
         if len(lane.waiting) > MAX_LANE_UNCONFIRMED:
             self._full_lanes.add(lane)
         if isinstance(outcome, PendingReceipt):
@@ -334,12 +335,14 @@ class DeliverStream:
 
     def _confirmed(self, lane: Lane) -> None:
         while lane.waiting:
-            place, outcome = lane.waiting[0]
+            place, outcome, grant = lane.waiting[0]
             if isinstance(outcome, PendingReceipt):
-                settled = outcome.receipt or outcome.error
-                if settled is None:
+                if outcome.receipt is not None:
+                    outcome = outcome.receipt
+                elif outcome.error is not None:  # the store's, or the context has ended
+                    outcome = refusal_of(outcome.error, self._facts, self._recorder, grant)
+                else:
                     return
-                outcome = settled
             lane.waiting.popleft()
             self._unconfirmed -= 1
             if len(lane.waiting) <= MAX_LANE_UNCONFIRMED:

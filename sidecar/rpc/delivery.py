@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sidecar.rpc.boundary import CallFacts
     from sidecar.rpc.callers import Callers
     from sidecar.rpc.refusals import RefusalRecorder
+    from sidecar.security.context_tokens import ContextGrant
 
 MAX_BATCH_ITEMS = 1_000
 SLICE_BYTES = 256 * 1024
@@ -121,14 +122,15 @@ class DeliveryMethods:
                 unshared_bytes = 0
                 await asyncio.sleep(0)
         response = pb.SendBatchResponse()
-        for outcome in outcomes:
+        for outcome, grant in outcomes:
             result = response.results.add()
+            if isinstance(outcome, SidecarError):
+                result.error.CopyFrom(rich_status(outcome))
+                continue
             try:
-                if isinstance(outcome, SidecarError):
-                    raise outcome
                 fill_receipt(result.receipt, await settled(outcome))
-            except SidecarError as error:
-                result.error.CopyFrom(rich_status(error))
+            except SidecarError as error:  # the store's, or the context ended meanwhile
+                result.error.CopyFrom(rich_status(refusal_of(error, facts, self._recorder, grant)))
         return response
 
     async def broadcast(self, request: pb.BroadcastRequest, facts: CallFacts) -> pb.BroadcastResponse:
@@ -173,14 +175,14 @@ class DeliveryMethods:
 
     def _send_item(
         self, item: pb.SendBatchItem, facts: CallFacts, at: Instant
-    ) -> Receipt | PendingReceipt | SidecarError:
+    ) -> tuple[Receipt | PendingReceipt | SidecarError, ContextGrant | None]:
         grant = None
         try:
             grant = self._callers.verify(item.context_token)
             manager = self._callers.open(grant, item.isolation_key, item.expected_user_id, Scope.SEND)
-            return self._acceptance.accept(manager, grant.scopes, item.message, at)
+            return self._acceptance.accept(manager, grant.scopes, item.message, at), grant
         except Exception as error:  # noqa: BLE001 - a bug costs its item, never the batch
-            return refusal_of(error, facts, self._recorder, grant)
+            return refusal_of(error, facts, self._recorder, grant), grant
 
     async def _broadcast_to(
         self, everyone: Iterable[IsolatedWebSocketManager], message: Message

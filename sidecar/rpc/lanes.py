@@ -97,4 +97,6 @@ class Lane:
         self.opening: Opening | None = None
         # Outcomes behind one that the store has yet to confirm: receipts leave in order, those of the lane that had
         # this number before first.
-        self.waiting: deque[tuple[int, Outcome | PendingReceipt]] = deque() if former is None else former.waiting
+        self.waiting: deque[tuple[int, Outcome | PendingReceipt, ContextGrant | None]] = (
+            deque() if former is None else former.waiting
+        )

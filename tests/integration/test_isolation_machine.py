@@ -39,10 +39,13 @@ ALWAYS_SEEN = {
 """A run that has not seen these has tested nothing."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["memory", "sqlite"])
 def sidecar(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[RunningSidecar]:
     folder = tmp_path_factory.mktemp("isolation")
-    with running_sidecar(folder, **environment(folder)) as running:
+    store = {"SIDECAR_STORAGE__KIND": request.param}
+    if request.param == "sqlite":
+        store |= {"SIDECAR_STORAGE__PATH": f"{folder}/outbox.db", "SIDECAR_STORAGE__KEY_FILE": f"{folder}/outbox.key"}
+    with running_sidecar(folder, **environment(folder), **store) as running:
         running.service_token = OPERATOR
         yield running
     assert '"incident"' not in (folder / "log.jsonl").read_text()
