@@ -31,13 +31,14 @@ class Scripted:
         self._refusals = refusals
         self._say = say
 
-    def connection(self, token: Any = "jwt", **settings: Any) -> UserConnection:
+    def connection(self, token: Any = "jwt", max_events: int = 256, **settings: Any) -> UserConnection:
         """A connection to it that notes how long it would wait, and does not."""
 
         async def pause(wait_s: float) -> None:
             self.pauses.append(wait_s)
 
-        return connect(self.url, token=token, tuning=Tuning(uniform=lambda: 0.5, pause=pause), **settings)
+        tuning = Tuning(max_events=max_events, uniform=lambda: 0.5, pause=pause)
+        return connect(self.url, token=token, tuning=tuning, **settings)
 
     async def refuse(self, socket: ServerConnection, request: Request) -> Response | None:
         self.handshakes += 1
@@ -55,9 +56,15 @@ async def say(socket: ServerConnection, *frames: dict[str, Any]) -> None:
         await socket.send(json.dumps(frame))
 
 
+async def read_out(socket: ServerConnection) -> None:
+    """Until the client closes: unread, its acknowledgements would fill up and keep the close from being seen."""
+    async for _ in socket:
+        pass
+
+
 async def greet(socket: ServerConnection, hello: dict[str, Any], count: int) -> None:
     await say(socket, WELCOME, MESSAGE)
-    await socket.wait_closed()
+    await read_out(socket)
 
 
 @asynccontextmanager
@@ -136,7 +143,7 @@ async def test_below_4500_it_comes_back(code: int) -> None:
             await socket.close(code)
         else:
             await say(socket, WELCOME | {"recovery": "full"}, MESSAGE)
-            await socket.wait_closed()
+            await read_out(socket)
 
     async with scripted(say=close_once) as server, server.connection() as user:
         assert isinstance(await anext(user), Message)
@@ -166,7 +173,7 @@ async def test_a_draining_sidecar_says_how_long() -> None:
             await socket.close(1012)
         else:
             await say(socket, MESSAGE)
-            await socket.wait_closed()
+            await read_out(socket)
 
     async with scripted(say=drain) as server, server.connection() as user:
         await anext(user)
@@ -191,7 +198,7 @@ async def test_a_hole_is_resumed_over_and_nothing_is_acknowledged_past_it() -> N
         else:
             gap = {"type": "gap", "from": 2, "to": 2, "reason": "lost"}
             await say(socket, WELCOME | {"recovery": "gap"}, MESSAGE, gap, MESSAGE | {"sequence": 3, "data": 3})
-        await socket.wait_closed()
+        await read_out(socket)
 
     async with scripted(say=skip_once) as server, server.connection() as user:
         first, gap, third = await anext(user), await anext(user), await anext(user)
@@ -213,7 +220,7 @@ async def test_a_sidecar_that_breaks_the_protocol_does_not_break_the_client(garb
             await socket.send(garbage)
         else:
             await say(socket, MESSAGE)
-        await socket.wait_closed()
+        await read_out(socket)
 
     async with scripted(say=spoil_once) as server, server.connection() as user:
         if len(garbage) > 8_000_000:
@@ -225,9 +232,28 @@ async def test_a_sidecar_that_breaks_the_protocol_does_not_break_the_client(garb
             assert len(server.hellos) == 2
 
 
+async def test_no_more_is_read_ahead_than_there_is_room_for() -> None:
+    """40 MB: more than the kernel, the library and four events hold."""
+    all_sent = asyncio.Event()
+
+    async def flood(socket: ServerConnection, hello: dict[str, Any], count: int) -> None:
+        await say(socket, WELCOME)
+        for sequence in range(1, 41):
+            await say(socket, MESSAGE | {"sequence": sequence, "data": "x" * 1_000_000})
+        all_sent.set()
+        await read_out(socket)
+
+    async with scripted(say=flood) as server, server.connection(max_events=4) as user:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(all_sent.wait(), 1.5)
+        events = [await anext(user) for _ in range(40)]
+        assert [event.sequence for event in events if isinstance(event, Message)] == list(range(1, 41))
+        assert all_sent.is_set()
+
+
 async def test_silence_instead_of_a_welcome_ends_in_time() -> None:
     async def be_silent(socket: ServerConnection, hello: dict[str, Any], count: int) -> None:
-        await socket.wait_closed()
+        await read_out(socket)
 
     loop = asyncio.get_running_loop()
     async with scripted(say=be_silent) as server:

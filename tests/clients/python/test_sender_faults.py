@@ -18,7 +18,7 @@ from sidecar_client.errors import (
 )
 from sidecar_client.values import DeliveryState, Receipt
 from tests.clients.python.both import opened
-from tests.support.fault_proxy import FaultProxy, fault_proxy
+from tests.support.fault_proxy import Admission, FaultProxy, fault_proxy
 from tests.support.restarting import free_ports, restarting_sidecar
 from tests.support.running import RunningSidecar
 
@@ -105,6 +105,22 @@ async def test_the_deadline_passes_while_nobody_is_there(kind: str) -> None:
         assert not late.value.definite
         assert sender.in_flight == 0
         await sender.close(0.1)
+
+
+async def test_what_was_not_sent_in_time_is_not_sent_later(sidecar: RunningSidecar, kind: str) -> None:
+    """Somebody takes the connection and says nothing: gRPC would keep the frame, and write it when it can."""
+    async with behind_a_proxy(sidecar, kind) as (proxy, client), sidecar.user("alice") as alice:
+        sender = client.sender()
+        to = (alice.isolation_key, alice.context_token)
+        proxy.admission = Admission.BLACKHOLE
+        with pytest.raises(TransportError) as late:
+            await sender.send(*to, json="too late", timeout_s=0.5)
+        assert late.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert sender.in_flight == 0
+        proxy.calm()
+        await sender.send(*to, json="in time", timeout_s=30)
+        assert [frame["data"] for frame in await alice.frames_before_answer_to("probe")] == ["in time"]
+        await sender.close()
 
 
 async def test_a_sidecar_that_falls_silent_keeps_nobody_beyond_the_deadline(sidecar: RunningSidecar, kind: str) -> None:
