@@ -79,15 +79,14 @@ class Company:
         direct: bool = False,
         ready: Callable[[], Awaitable[None]] | None = None,
         token: Callable[[list[str]], str] = lambda tokens: tokens[-1],
+        wait_s: float = 0.0,
     ) -> Sender:
         """A further service, with a channel of its own: through the proxy, or straight."""
         target = self.sidecar.running.grpc_target if direct else self.grpc.target
         channel = grpc.aio.insecure_channel(target, options=FAST_RECONNECT)
         self._channels.append(channel)
         name = f"sender-{len(self.senders) + 1}"
-        self.senders.append(
-            Sender(name, self.history, channel, Random(self._random.random()), ready or self.serving, token)
-        )
+        self.senders.append(Sender(name, self.history, channel, ready or self.serving, token, wait_s=wait_s))
         return self.senders[-1]
 
     async def serving(self) -> None:
@@ -148,7 +147,7 @@ class Company:
     async def stats(self, device: Device) -> Any:
         """The statistics of its present context."""
         assert device.context is not None
-        token = device.tokens[device.context.connection_id][-1]
+        token = device.context.tokens[-1]
         request = pb.GetManagerStatsRequest(isolation_key=device.context.isolation_key)
         async with self.sidecar.running.service() as service:
             return await service.delivery.GetManagerStats(request, metadata=(("x-context-token", token),), timeout=10)

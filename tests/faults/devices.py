@@ -48,8 +48,6 @@ class Device:
         self.last = 0
         """Its position: everything up to here it has, or was told that it cannot have."""
         self.context: Context | None = None
-        self.tokens: dict[str, list[str]] = {}
-        """The context tokens of each context, oldest first."""
         self.seen: Counter[str] = Counter()
         self.acknowledges = acknowledges
         self._history = history
@@ -184,6 +182,8 @@ class Device:
         if self.resume_token:
             self._attempt += 1
             hello["resume"] = {"token": self.resume_token, "last_sequence": claimed, "attempt": self._attempt}
+            if self.context is not None:
+                self._history.acknowledges(self.context, claimed)
         asked = self._history.now()
         async with asyncio.timeout(self._way.patience_s):
             await connection.send(json.dumps(hello))
@@ -243,13 +243,15 @@ class Device:
 
     def _token_given(self, token: str) -> None:
         assert self.context is not None
-        self.tokens.setdefault(self.context.connection_id, []).append(token)
+        self.context.tokens.append(token)
 
     def _closed(self, code: int) -> None:
         self.seen[f"closed {code}"] += 1
         self._history.closed(str(self), code, self._attach)
 
     def _send_acknowledgement(self) -> None:
+        if self._attach is not None:
+            self._history.acknowledges(self._attach.context, self.last)
         self._send({"type": "ack", "sequence": self.last})
         _ = self._probe(acknowledged=self.last)
 

@@ -29,6 +29,8 @@ class Context:
     durability: str
     born: int
     ended: str = ""
+    tokens: list[str] = field(default_factory=list, repr=False)
+    """The context tokens that its client was given, oldest first."""
 
     def __str__(self) -> str:
         return f"{self.connection_id} of {self.tenant}/{self.user}"
@@ -161,11 +163,20 @@ class Denial(NamedTuple):
 
 
 class Acknowledged(NamedTuple):
-    """The sidecar has read an acknowledgement: it said so."""
+    """A client has everything up to `sequence`: it said so, or the sidecar says that it did."""
 
     seen: int
     context: Context
     sequence: int
+
+
+class Dropped(NamedTuple):
+    """A service was told that these are not kept, and will be announced as a gap."""
+
+    seen: int
+    context: Context
+    first: int
+    last: int
 
 
 class Count(NamedTuple):
@@ -191,7 +202,11 @@ class History:
         self.attempts: dict[str, Attempt] = {}
         self.attaches: list[Attach] = []
         self.denials: list[Denial] = []
+        self.given: list[Acknowledged] = []
+        """What clients said."""
         self.acknowledged: list[Acknowledged] = []
+        """What the sidecar has read of that, as far as it told."""
+        self.dropped: list[Dropped] = []
         self.counts: list[Count] = []
         self.leftovers: list[Leftover] = []
         self.close_codes: list[tuple[str, int]] = []
@@ -250,6 +265,10 @@ class History:
             attach.frames.append(Gap(self.now(), frame["from"], frame["to"], frame["reason"]))
         self._count("frames")
 
+    def acknowledges(self, context: Context, sequence: int) -> None:
+        """The client says so, in an acknowledgement or in a hello. Nobody knows yet whether it is read."""
+        self.given.append(Acknowledged(self.now(), context, sequence))
+
     def acknowledgement_read(self, context: Context, sequence: int) -> None:
         """The sidecar answered what was sent after that acknowledgement, or told a service of it."""
         self.acknowledged.append(Acknowledged(self.now(), context, sequence))
@@ -271,6 +290,10 @@ class History:
         """A call for it begins."""
         attempt.tries.append(Try(self.now()))
         return attempt.tries[-1]
+
+    def told_dropped(self, context: Context, first: int, last: int) -> None:
+        """A service was told so."""
+        self.dropped.append(Dropped(self.now(), context, first, last))
 
     def answered(self, one: Try, receipt: Receipt | None = None, refused: str = "") -> None:
         """The call's answer; neither a receipt nor a refusal: it broke off."""

@@ -1,23 +1,24 @@
 """What must hold of every history of a run, by the numbers of the project's invariants; each breach is one line.
 
 1 no frame on a socket of another user · 2 none of another context of the same user · 3 a call changes its own context
-only · 4 sequences rise by one, gaps only where announced · 5 what did not come is what was announced · 6 one payload a
-sequence · 7 the head never goes back · 8 every OK is delivered, announced as a gap, or its context has ended · 9 every
-frame was asked for, none after a definite refusal · 10 one message, one sequence · 11 a recovery is what it says ·
-12 nothing acknowledged is sent again · 13 a fenced socket receives nothing · 16 nothing is left · 30 every close has a
-documented code.
+only · 4 sequences rise by one, gaps only where announced · 5 what did not come is what was announced, and what is told
+to be dropped did not come · 6 one payload a sequence · 7 the head never goes back · 8 every OK is delivered, announced
+as a gap, or its context has ended · 9 every frame was asked for, none after a definite refusal · 10 one message, one
+sequence, whoever asks again · 11 a recovery is what it says · 12 nothing acknowledged is sent again, and nothing else
+is said to be acknowledged · 13 a fenced socket receives nothing · 16 nothing is left · 30 every close has a documented
+code.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from sidecar.core.close_codes import CloseCode
-from tests.faults.history import DISK, RESUMED, Attach, Attempt, Context, Gap, History, Message
+from tests.faults.history import DISK, NEVER, RESUMED, Attach, Attempt, Context, Gap, History, Message
 
 OWN_CODES = range(4900, 5000)
 LOST = 1006
@@ -87,6 +88,30 @@ def order(history: History) -> Violations:
             )
 
 
+def dropped(history: History) -> Violations:
+    """5: what a service was told to be dropped did not come."""
+    came = {
+        (attach.context.connection_id, message.sequence): (attach, message)
+        for attach, message in messages(history)
+        if not attach.mirror
+    }
+    for told, context, first, last in history.dropped:
+        for sequence in range(first, last + 1):
+            if (context.connection_id, sequence) in came:
+                attach, message = came[context.connection_id, sequence]
+                seen = f"{shown(message)} at {message.seen}"
+                yield Violation(5, f"{attach} was sent {seen}; a service was told at {told} that it is dropped")
+
+
+def repeats(history: History) -> Violations:
+    """10: what was accepted is known to be, whoever asks again."""
+    for attempt in history.attempts.values():
+        first = min((one.ended for one in attempt.tries if one.receipt is not None), default=NEVER)
+        for one in attempt.tries:
+            if one.began > first and one.receipt is not None and not one.receipt.duplicate:
+                yield Violation(10, f"{attempt} was accepted by {attempt.context}, and then as new")
+
+
 def identities(history: History) -> Violations:
     """6 and 10: of what has a sequence."""
     payloads: defaultdict[tuple[str, int], set[str]] = defaultdict(set)
@@ -115,26 +140,16 @@ def identities(history: History) -> Violations:
 
 def head(history: History) -> Violations:
     """7: what was asked for later has a higher sequence than whatever was seen before."""
-    seen: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
-    for attempt, one, receipt in history.accepted():
-        seen[attempt.context.connection_id].append((one.ended, receipt.sequence))
+    seen = [(attempt.context, one.ended, receipt.sequence) for attempt, one, receipt in history.accepted()]
     for attach in history.attaches:
-        for frame in attach.frames:
-            sequence = frame.last if isinstance(frame, Gap) else frame.sequence
-            seen[attach.context.connection_id].append((frame.seen, sequence))
-    asked: defaultdict[str, list[tuple[int, int, Attempt]]] = defaultdict(list)
+        seen += [(attach.context, frame.seen, last_of(frame)) for frame in attach.frames]
+    heads = Heads(seen)
     for attempt, _, receipt in history.accepted():
         # A retry has the sequence of the call that it repeats.
-        asked[attempt.context.connection_id].append((attempt.tries[0].began, receipt.sequence, attempt))
-    for connection_id, attempts in asked.items():
-        known = sorted(seen[connection_id])
-        place = highest = 0
-        for began, sequence, attempt in sorted(attempts, key=lambda item: item[0]):
-            while place < len(known) and known[place][0] < began:
-                highest = max(highest, known[place][1])
-                place += 1
-            if sequence <= highest:
-                yield Violation(7, f"{attempt.context} gave {attempt} {sequence}, after {highest} had been seen")
+        highest = heads.before(attempt.context, attempt.tries[0].began)
+        if receipt.sequence <= highest:
+            where = f"{attempt.context} gave {attempt} {receipt.sequence}"
+            yield Violation(7, f"{where}, after {highest} had been seen")
 
 
 def kept(history: History) -> Violations:
@@ -182,7 +197,7 @@ def asked(history: History) -> Violations:
 
 def recoveries(history: History) -> Violations:
     """11: what a welcome says of a resume."""
-    heads = Heads(history)
+    heads = Heads((attempt.context, one.ended, receipt.sequence) for attempt, one, receipt in history.accepted())
     for attach in history.attaches:
         if attach.recovery not in RESUMED:
             continue
@@ -201,33 +216,40 @@ def recoveries(history: History) -> Violations:
 
 
 class Heads:
-    """The highest sequence of each context that a receipt had told, at any time."""
+    """The highest sequence of each context that had been seen, at any time; of (context, number, sequence)."""
 
-    def __init__(self, history: History) -> None:
+    def __init__(self, seen: Iterable[tuple[Context, int, int]]) -> None:
         told: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
-        for attempt, one, receipt in history.accepted():
-            told[attempt.context.connection_id].append((one.ended, receipt.sequence))
+        for context, number, sequence in seen:
+            told[context.connection_id].append((number, sequence))
         self._times: dict[str, list[int]] = {}
         self._highest: dict[str, list[int]] = {}
         for connection_id, pairs in told.items():
             pairs.sort()
-            self._times[connection_id] = [ended for ended, _ in pairs]
+            self._times[connection_id] = [number for number, _ in pairs]
             self._highest[connection_id] = list(accumulate((sequence for _, sequence in pairs), max))
 
     def before(self, context: Context, number: int) -> int:
-        """What was known before that observation; 0: nothing."""
+        """What had been seen before that observation; 0: nothing."""
         place = bisect_left(self._times.get(context.connection_id, []), number)
         return self._highest[context.connection_id][place - 1] if place else 0
 
 
 def acknowledgements(history: History) -> Violations:
-    """12: what the sidecar knows to be acknowledged does not come again."""
+    """12: what the sidecar knows to be acknowledged does not come again; and it knows of none that nobody gave."""
+    read = Heads((one.context, one.seen, one.sequence) for one in history.acknowledged)
     for attach in history.attaches:
-        read = [one for one in history.acknowledged if one.context is attach.context and one.seen < attach.asked]
-        done = max([attach.claimed, *(one.sequence for one in read)])
+        done = max(attach.claimed, read.before(attach.context, attach.asked))
         for message in attach.messages:
             if message.sequence <= done and not attach.mirror:
                 yield Violation(12, f"{attach} was sent {shown(message)}, and {done} was acknowledged before")
+    given = Heads((one.context, one.seen, one.sequence) for one in history.given)
+    for one in history.acknowledged:
+        if one.sequence > given.before(one.context, one.seen):
+            yield Violation(12, f"{one.context} is said to have acknowledged {one.sequence}, and did not")
+    for attempt, call, receipt in history.accepted():
+        if receipt.state == "ACKNOWLEDGED" and receipt.sequence > given.before(attempt.context, call.ended):
+            yield Violation(12, f"{attempt} at {receipt.sequence} is said to be acknowledged by {attempt.context}")
 
 
 def fences(history: History) -> Violations:
@@ -267,6 +289,10 @@ def asked_for(history: History, message: Message) -> Attempt | None:
     return history.attempts.get(document.get("uuid", "")) if isinstance(document, dict) else None
 
 
+def last_of(frame: Message | Gap) -> int:
+    return frame.last if isinstance(frame, Gap) else frame.sequence
+
+
 def shown(frame: Message | Gap) -> str:
     """A frame in a line."""
     if isinstance(frame, Gap):
@@ -278,7 +304,9 @@ CHECKS: tuple[Callable[[History], Violations], ...] = (
     strays,
     counts,
     order,
+    dropped,
     identities,
+    repeats,
     head,
     kept,
     asked,

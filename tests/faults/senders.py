@@ -9,7 +9,6 @@ import secrets
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from random import Random
 from typing import Any
 
 import grpc
@@ -20,7 +19,7 @@ from sidecar.api.v1 import delivery_service_pb2 as pb
 from sidecar.api.v1 import delivery_service_pb2_grpc as stubs
 from sidecar.api.v1 import types_pb2
 from tests.faults.devices import Device
-from tests.faults.history import Attempt, History, Receipt, Try
+from tests.faults.history import Attempt, Context, History, Receipt, Try
 from tests.support.running import refusal_in, refusal_of
 
 CALL_TIMEOUT_S = 15.0
@@ -41,24 +40,27 @@ FAST_RECONNECT = [
 
 
 class Sender:
-    """One service. `ready` returns when another try is worth it; `token` chooses among a context's tokens."""
+    """One service. `ready` returns when another try is worth it; `token` chooses among a context's tokens.
+
+    With `wait_s` its unary calls wait so long for the acknowledgement.
+    """
 
     def __init__(
         self,
         name: str,
         history: History,
         channel: grpc.aio.Channel,
-        random: Random,
         ready: Callable[[], Awaitable[None]],
         token: Callable[[list[str]], str] = lambda tokens: tokens[-1],
+        *,
+        wait_s: float = 0.0,
     ) -> None:
         self._name = name
         self._history = history
         self._delivery = stubs.DeliveryServiceStub(channel)
-        self._random = random
         self._ready = ready
         self._token = token
-        self._tokens: dict[str, list[str]] = {}
+        self._wait = duration_of(wait_s)
         self._sent = 0
 
     def attempt(self, device: Device, *, named: bool, **members: Any) -> Attempt:
@@ -66,7 +68,6 @@ class Sender:
         assert device.context is not None
         uuid = secrets.token_hex(8)
         self._sent += 1
-        self._tokens[device.context.connection_id] = device.tokens[device.context.connection_id]
         return self._history.asked_for(
             Attempt(uuid, device.context, self._name, self._sent, f"id-{uuid}" if named else "", **members)
         )
@@ -86,9 +87,13 @@ class Sender:
         """All over one stream, with a lane a context; what was not answered goes over the next."""
         await self._insist(self._stream, list(attempts))
 
+    async def ask(self, attempt: Attempt) -> None:
+        """One call for it, whatever was asked and answered before."""
+        await self._call([attempt])
+
     async def repeat(self, attempt: Attempt) -> Receipt:
         """Ask once more for what was accepted; the receipt."""
-        await self._call([attempt])
+        await self.ask(attempt)
         return attempt.receipts[-1]
 
     async def _insist(self, way: Callable[[list[Attempt]], Awaitable[None]], attempts: list[Attempt]) -> None:
@@ -107,6 +112,7 @@ class Sender:
                     event_type="critical",
                     data=attempt.payload,
                     message_id=attempt.message_id,
+                    wait_for_ack=self._wait,
                     expected_user_id=attempt.context.user,
                 )
                 answer: Any = await self._delivery.EmitCriticalEvent(event, **self._as_client(attempt))
@@ -114,6 +120,7 @@ class Sender:
                 request = pb.SendToUserRequest(
                     isolation_key=attempt.context.isolation_key,
                     message=message_of(attempt),
+                    wait_for_ack=self._wait,
                     expected_user_id=attempt.context.user,
                 )
                 answer = await self._delivery.SendToUser(request, **self._as_client(attempt))
@@ -150,6 +157,13 @@ class Sender:
             async for answer in call:
                 for item in answer.receipts.items:
                     self._take(burst.answered(item.lane, item.number), item)
+                if answer.WhichOneof("frame") == "acknowledged":
+                    told = answer.acknowledged
+                    self._history.acknowledgement_read(burst.context_of(told.lane), told.sequence)
+                elif answer.WhichOneof("frame") == "dropped":
+                    self._history.told_dropped(
+                        burst.context_of(answer.dropped.lane), getattr(answer.dropped, "from"), answer.dropped.to
+                    )
         for one in burst.unanswered():
             self._history.answered(one)
 
@@ -165,7 +179,7 @@ class Sender:
         self._history.answered(one, refused="" if reason in INDEFINITE else reason)
 
     def _token_for(self, attempt: Attempt) -> str:
-        return self._token(self._tokens[attempt.context.connection_id])
+        return self._token(attempt.context.tokens)
 
     def _as_client(self, attempt: Attempt) -> dict[str, Any]:
         metadata = (("x-context-token", self._token_for(attempt)),)
@@ -182,6 +196,7 @@ class Burst:
         self._token_for = token_for
         self._begins = begins
         self._lanes: dict[str, int] = {}
+        self._contexts: list[Context] = []
         self._waiting: defaultdict[int, deque[Try]] = defaultdict(deque)
         self._numbers: defaultdict[int, int] = defaultdict(int)
 
@@ -193,6 +208,7 @@ class Burst:
                 key = attempt.context.isolation_key
                 if key not in self._lanes:
                     self._lanes[key] = len(self._lanes)
+                    self._contexts.append(attempt.context)
                     yield pb.DeliverRequest(open_lane=self._opening(attempt))
                 items.append(pb.DeliverRequest.LaneMessage(lane=self._lanes[key], message=message_of(attempt)))
                 self._waiting[self._lanes[key]].append(self._begins(attempt))
@@ -204,7 +220,12 @@ class Burst:
             isolation_key=attempt.context.isolation_key,
             context_token=self._token_for(attempt),
             expected_user_id=attempt.context.user,
+            report_acknowledged=True,
         )
+
+    def context_of(self, lane: int) -> Context:
+        """Whose lane that is."""
+        return self._contexts[lane]
 
     def answered(self, lane: int, number: int) -> Try:
         """The try that this answer is for: in order within a lane."""
@@ -228,10 +249,12 @@ def message_of(attempt: Attempt) -> types_pb2.Message:
     if attempt.critical:
         message.event_type = "critical"
     if attempt.ttl_s is not None:
-        message.ttl.CopyFrom(
-            duration_pb2.Duration(nanos=round(attempt.ttl_s * 1e9) % 10**9, seconds=int(attempt.ttl_s))
-        )
+        message.ttl.CopyFrom(duration_of(attempt.ttl_s))
     return message
+
+
+def duration_of(seconds: float) -> duration_pb2.Duration:
+    return duration_pb2.Duration(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))
 
 
 def receipt_of(receipt: types_pb2.Receipt) -> Receipt:

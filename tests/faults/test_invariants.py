@@ -54,9 +54,10 @@ class Story:
         attempt = Attempt(f"uuid-{self._uuids}", attach.context, "sender", self._uuids, message_id, **members)
         return self.history.asked_for(attempt)
 
-    def accept(self, attempt: Attempt, sequence: int, durability: str = DISK) -> None:
+    def accept(self, attempt: Attempt, sequence: int, durability: str = DISK, **members: Any) -> None:
         one = self.history.begins(attempt)
-        self.history.answered(one, Receipt(attempt.message_id or f"m-{sequence}", sequence, durability))
+        receipt = Receipt(attempt.message_id or f"m-{sequence}", sequence, durability, **members)
+        self.history.answered(one, receipt)
 
     def refuse(self, attempt: Attempt) -> None:
         self.history.answered(self.history.begins(attempt), refused="OUTBOX_FULL")
@@ -92,6 +93,7 @@ def test_a_good_run_breaks_nothing() -> None:
     first = story.attach()
     for sequence in (1, 2):
         story.deliver(first, sequence, message_id=f"id-{sequence}")
+    history.acknowledges(first.context, 1)
     history.acknowledgement_read(first.context, 1)
     retried = story.attempt(first, "id-3")
     story.break_off(retried)
@@ -107,6 +109,9 @@ def test_a_good_run_breaks_nothing() -> None:
     story.come(second, unknown, 5)
     story.refuse(story.attempt(second))
     third = story.attach(recovery="full", position=5, claimed=5)
+    history.told_dropped(first.context, 4, 4)
+    history.acknowledges(first.context, 5)
+    story.accept(retried, 3, state="ACKNOWLEDGED", duplicate=True)
     mirror = story.attach(recovery="mirror", position=5)
     both = story.deliver(third, 6, critical=True)
     story.come(mirror, both, 6)
@@ -242,8 +247,31 @@ def doubled(story: Story) -> None:
 def two_receipts(story: Story) -> None:
     attach = story.attach()
     attempt = story.deliver(attach, 1, message_id="id-1")
-    story.accept(attempt, 2)
+    story.accept(attempt, 2, duplicate=True)
     story.gap(attach, 2, 2)
+
+
+def accepted_anew(story: Story) -> None:
+    story.accept(story.deliver(story.attach(), 1, message_id="id-1"), 1)
+
+
+def dropped_and_come(story: Story) -> None:
+    attach = story.attach()
+    story.deliver(attach, 1)
+    story.history.told_dropped(attach.context, 1, 1)
+
+
+def acknowledged_by_nobody(story: Story) -> None:
+    attach = story.attach()
+    story.deliver(attach, 1)
+    story.history.acknowledgement_read(attach.context, 1)
+
+
+def a_receipt_acknowledged_by_nobody(story: Story) -> None:
+    attach = story.attach()
+    attempt = story.attempt(attach)
+    story.accept(attempt, 1, state="ACKNOWLEDGED")
+    story.come(attach, attempt, 1)
 
 
 def another_id(story: Story) -> None:
@@ -278,6 +306,7 @@ def denied_to_its_own(story: Story) -> None:
 def sent_again(story: Story) -> None:
     attach = story.attach()
     attempt = story.deliver(attach, 1)
+    story.history.acknowledges(attach.context, 1)
     story.history.acknowledgement_read(attach.context, 1)
     story.come(story.attach(recovery="full"), attempt, 1)
 
@@ -321,6 +350,10 @@ def an_undocumented_code(story: Story) -> None:
         (a_refused_one, {9}),
         (doubled, {10}),
         (two_receipts, {10}),
+        (accepted_anew, {10}),
+        (dropped_and_come, {5}),
+        (acknowledged_by_nobody, {12}),
+        (a_receipt_acknowledged_by_nobody, {12}),
         (another_id, {10}),
         (full_with_a_gap, {11}),
         (a_gap_that_is_not_told, {11}),

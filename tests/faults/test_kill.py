@@ -164,7 +164,7 @@ async def test_a_context_that_has_ended_does_not_come_back(tmp_path: Path) -> No
         running, context = people.sidecar.running, alice.context
         assert context is not None
         async with running.service() as service:
-            gone = await refusal(service.send(context.isolation_key, alice.tokens[context.connection_id][0]))
+            gone = await refusal(service.send(context.isolation_key, context.tokens[0]))
         assert gone.reason == "MANAGER_GONE"
         resume = {"token": alice.resume_token, "last_sequence": 0, "attempt": 1}
         async with running.user("alice", "acme", resume=resume) as again:

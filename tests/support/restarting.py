@@ -60,10 +60,21 @@ class RestartingSidecar:
         self.running.process.send_signal(signal.SIGTERM)
         return await asyncio.to_thread(self.running.process.wait, 60)
 
+    async def freeze(self) -> None:
+        """SIGSTOP; returns once it stands still. Its sockets stay open, and nobody answers."""
+        process = self.running.process
+        process.send_signal(signal.SIGSTOP)
+        await asyncio.to_thread(os.waitid, os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def thaw(self) -> None:
+        """SIGCONT: it goes on as if no time had passed. Idempotent."""
+        self.running.process.send_signal(signal.SIGCONT)
+
     async def end(self) -> None:
         """Leave no process behind, whatever its state. Idempotent."""
         self.serving.clear()
         if hasattr(self, "running"):
+            self.thaw()
             await asyncio.to_thread(end, self.running.process)
 
     def log(self) -> str:

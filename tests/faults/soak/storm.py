@@ -9,6 +9,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from itertools import islice
 from random import Random
 from typing import Any
 
@@ -83,15 +84,28 @@ class Storm:
     # Load
 
     def _work(self) -> list[Coroutine[Any, Any, None]]:
-        senders = [self.company.sender(ready=self._worth_a_try) for _ in range(5)]
-        unary, nameless, batches, stream, other = senders
+        unary, nameless, batches, stream, other, again = (
+            self.company.sender(ready=self._worth_a_try, wait_s=wait_s) for wait_s in (0.0, 0.0, 0.0, 0.0, 0.0, 0.5)
+        )
         return [
             self._keep_sending(unary, unary.unary, 10, named=True),
             self._keep_sending(nameless, nameless.unary, 10, named=False),
             self._keep_sending(batches, batches.batch, 30, named=True),
             self._keep_sending(stream, stream.deliver, 60, named=True),
             self._keep_sending(other, other.deliver, 30, named=False),
+            self._keep_sending(again, again.unary, 3, named=True),
+            self._keep_repeating(again),
         ]
+
+    async def _keep_repeating(self, sender: Sender) -> None:
+        """Ask again, twice at once, for what was asked for before; and for what nobody has asked for yet."""
+        while not self.over.is_set():
+            await self.pause(0.05, 0.3)
+            await self._worth_a_try()
+            latest = islice(reversed(self.company.history.attempts.values()), 400)
+            known = [attempt for attempt in latest if attempt.message_id and attempt.receipts]
+            new = self._some_message(sender, named=True)
+            await asyncio.gather(*(sender.ask(self._random.choice([*known, new])) for _ in range(2)), sender.ask(new))
 
     async def _keep_sending(
         self, sender: Sender, way: Callable[[list[Attempt]], Awaitable[None]], most: int, *, named: bool
@@ -141,17 +155,39 @@ class Storm:
         self.company.grpc.calm()
 
     async def _doom(self) -> None:
-        """kill -9 or SIGTERM, and a new process after a while."""
+        """The end of the process, in one way or another, and a new one after a while; or only its sleep."""
         while not self.over.is_set():
-            await self.pause(4.0, 12.0)
+            await self.pause(4.0, 10.0)
             if self.over.is_set():
                 return
-            if self._random.random() < 0.6:
-                self.seen["kill -9"] += 1
-                await self.company.kill()
-            else:
-                self.seen["SIGTERM"] += 1
-                code = await self.company.terminate()
-                assert code == 0, f"the sidecar ended with {code} on SIGTERM"
-            await self.pause(0.0, 1.0)
-            await self.company.sidecar.start()
+            name, end = self._random.choice(
+                (
+                    ("kill -9", self.company.kill),
+                    ("kill -9", self.company.kill),
+                    ("SIGTERM", self._drain),
+                    ("kill -9 while it drains", self._kill_while_it_drains),
+                    ("SIGSTOP", self._freeze),
+                )
+            )
+            self.seen[name] += 1
+            await end()
+            if not self.company.sidecar.serving.is_set():
+                await self.pause(0.0, 1.0)
+                await self.company.sidecar.start()
+
+    async def _drain(self) -> None:
+        code = await self.company.terminate()
+        assert code == 0, f"the sidecar ended with {code} on SIGTERM"
+
+    async def _kill_while_it_drains(self) -> None:
+        draining = asyncio.create_task(self.company.terminate())
+        await self.pause(0.0, 1.0)
+        self.company.sidecar.strike()
+        await draining
+
+    async def _freeze(self) -> None:
+        await self.company.sidecar.freeze()
+        try:
+            await self.pause(0.5, 5.0)
+        finally:
+            self.company.sidecar.thaw()
