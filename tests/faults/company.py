@@ -97,6 +97,7 @@ class Company:
 
     async def kill(self) -> None:
         """kill -9. What was in memory alone has ended with it."""
+        self.history.died()
         await self.sidecar.kill()
         self._forgotten("killed")
 
@@ -105,6 +106,7 @@ class Company:
         killed = asyncio.Event()
 
         def kill() -> None:
+            self.history.died()
             self.sidecar.strike()
             killed.set()
 

@@ -211,6 +211,8 @@ class History:
         self.leftovers: list[Leftover] = []
         self.close_codes: list[tuple[str, int]] = []
         """Who was closed, and with which code."""
+        self.deaths: list[int] = []
+        """When the process ended without a word."""
         self._numbers = count(1)
         self._tally: Counter[str] = Counter()
         self._due: list[tuple[str, int, Callable[[], object]]] = []
@@ -301,6 +303,10 @@ class History:
         self._count("answers")
 
     # The end
+
+    def died(self) -> None:
+        """kill -9."""
+        self.deaths.append(self.now())
 
     def ended(self, connection_id: str, reason: str) -> None:
         """That context has ended: the audit trail says so, or its only memory is gone."""

@@ -110,6 +110,8 @@ def test_a_good_run_breaks_nothing() -> None:
     story.refuse(story.attempt(second))
     third = story.attach(recovery="full", position=5, claimed=5)
     history.told_dropped(first.context, 4, 4)
+    history.told_dropped(first.context, 6, 6)
+    history.died()
     history.acknowledges(first.context, 5)
     story.accept(retried, 3, state="ACKNOWLEDGED", duplicate=True)
     mirror = story.attach(recovery="mirror", position=5)

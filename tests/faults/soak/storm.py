@@ -182,7 +182,7 @@ class Storm:
     async def _kill_while_it_drains(self) -> None:
         draining = asyncio.create_task(self.company.terminate())
         await self.pause(0.0, 1.0)
-        self.company.sidecar.strike()
+        await self.company.kill()
         await draining
 
     async def _freeze(self) -> None:
