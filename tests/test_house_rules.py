@@ -64,6 +64,7 @@ TESTED_ELSEWHERE = {
     "storage/sqlite/batch.py": "tests/storage/sqlite/test_store.py",
     "storage/sqlite/database.py": "tests/storage/sqlite/test_files.py",
     "storage/sqlite/errors.py": "tests/storage/sqlite/test_files.py",
+    "storage/sqlite/requests.py": "tests/storage/sqlite/test_store.py",
     "storage/sqlite/rows.py": "tests/storage/sqlite/test_store.py",
     "storage/sqlite/sealing.py": "tests/storage/sqlite/test_store.py",
     "storage/sqlite/writer.py": "tests/storage/sqlite/test_store.py",

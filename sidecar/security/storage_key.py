@@ -17,7 +17,9 @@ def load_storage_key(path: Path, *, store_exists: bool) -> bytes:
 
     Raises SettingError; also where the file is missing though the store exists: another key could read nothing of it.
     """
-    if not path.exists():
+    with naming(_SETTING, "read"):
+        missing = not path.exists()
+    if missing:
         if store_exists:
             raise SettingError(_SETTING, "must be the key that the database was made with; the file is missing")
         with naming(_SETTING, "written"):

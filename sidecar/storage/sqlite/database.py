@@ -1,13 +1,16 @@
 """The database file: whether it is ours and whole, its schema and migrations, and what it holds at the start.
 
-A file that is not ours, or is damaged, is refused and left as it was: it is looked at read-only first. Blocking.
+A file that is not ours, is damaged or has another key is refused and left as it was: all of it is read by a connection
+that cannot write first. Blocking.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -15,7 +18,7 @@ from typing import Final, NamedTuple
 from sidecar.core.stored import RestoredContext, StoredMessage, StoredState
 from sidecar.storage.sqlite.errors import StoreInUse, StoreUnusable
 from sidecar.storage.sqlite.rows import Malformed, decode_context, decode_message, decode_state
-from sidecar.storage.sqlite.sealing import Kind, Seal, Unsealable
+from sidecar.storage.sqlite.sealing import NO_KEY, Kind, Seal, Unsealable
 
 APPLICATION_ID: Final = 0x77736364
 """In the header of our files (sqlite.org/fileformat2.html#application_id): "wscd"."""
@@ -23,16 +26,22 @@ APPLICATION_ID: Final = 0x77736364
 MIGRATIONS: Final = (
     """
     CREATE TABLE checks (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-    CREATE TABLE contexts (id INTEGER PRIMARY KEY, key BLOB NOT NULL, identity BLOB NOT NULL);
+    CREATE TABLE keys (context INTEGER PRIMARY KEY, key BLOB NOT NULL);
+    CREATE TABLE contexts (id INTEGER PRIMARY KEY, identity BLOB NOT NULL);
     CREATE TABLE states (context INTEGER PRIMARY KEY, state BLOB NOT NULL);
     CREATE TABLE messages (
         id INTEGER PRIMARY KEY, context INTEGER NOT NULL, sequence INTEGER NOT NULL, identity BLOB, message BLOB
     );
     """,
 )
-"""From each version of the schema to the next; a file of version n has had the first n. Only ever added to."""
+"""From each version of the schema to the next; a file of version n has had the first n. Only ever added to.
+
+A row of `keys` is added at the end or overwritten in its place by as many bytes, and never deleted: SQLite moves the
+rows beside one that goes, and what it moved can be read where it was, whatever `secure_delete` says.
+"""
 
 _HEADER_BYTES: Final = 100
+_SCHEMA: Final = "SELECT type, name, tbl_name, sql FROM sqlite_schema"
 _MAGIC: Final = b"SQLite format 3\0"
 _CHECK_NAME: Final = "key"
 _CHECK_VALUE: Final = b"ws-sidecar outbox store"
@@ -49,22 +58,44 @@ class LoadedContext(NamedTuple):
     restored: RestoredContext
 
 
-def open_database(path: Path, seal: Seal) -> sqlite3.Connection:
+class Loaded(NamedTuple):
+    """All that is in the file. `unused` are rows of `keys` without one; the next rows are beyond all that there are."""
+
+    contexts: list[LoadedContext]
+    unused: list[int]
+    next_context: int
+    next_message: int
+
+
+_MessageRow = tuple[int, int, bytes | None, bytes | None]
+
+
+def open_database(
+    path: Path,
+    seal: Seal,
+    *,
+    migrations: Sequence[str] = MIGRATIONS,
+    factory: Callable[..., sqlite3.Connection] = sqlite3.Connection,
+) -> sqlite3.Connection:
     """Open the file for the one process that may hold it, made (mode 0600) or migrated where need be.
 
-    `seal` is the key file's. Raises StoreUnusable, StoreInUse.
+    `seal` is the key file's, `factory` makes the connection that may write. Raises StoreUnusable, StoreInUse.
     """
+    path = path.absolute()
     try:
-        is_new = _look_at(path)
-        connection = sqlite3.connect(path, timeout=0.0, isolation_level=None, check_same_thread=False)
+        if _is_ours(path, len(migrations)):
+            _check_whole(path, seal, migrations)
+        connection = factory(path, timeout=0.0, isolation_level=None, check_same_thread=False)
     except OSError as error:
         raise StoreUnusable("path", f"the file cannot be opened: {error.strerror}") from None
     except sqlite3.Error:
         raise StoreUnusable("path", "the file cannot be opened") from None
     try:
         _take(connection)
-        _migrate(connection)
-        _check_key(connection, seal, is_new=is_new)
+        _migrate(connection, migrations)
+        if not _has_key(connection, seal):
+            sealed = seal.seal(Kind.CHECK, 0, 0, _CHECK_VALUE)
+            connection.execute("INSERT INTO checks VALUES (?, ?)", (_CHECK_NAME, sealed))
         _configure(connection)
     except sqlite3.DatabaseError as error:
         connection.close()
@@ -75,37 +106,33 @@ def open_database(path: Path, seal: Seal) -> sqlite3.Connection:
     return connection
 
 
-def load(connection: sqlite3.Connection, seal: Seal) -> list[LoadedContext]:
-    """Everything in the file. Raises StoreUnusable when any of it cannot be read."""
+def load(connection: sqlite3.Connection, seal: Seal) -> Loaded:
+    """Everything in the file. Raises StoreUnusable when any of it cannot be read, or belongs to nothing."""
     try:
-        rows: defaultdict[int, list[tuple[int, int, bytes | None, bytes | None]]] = defaultdict(list)
+        messages: defaultdict[int, list[_MessageRow]] = defaultdict(list)
+        last_message = 0
         for context, row, sequence, identity, message in connection.execute(
             "SELECT context, id, sequence, identity, message FROM messages ORDER BY context, sequence"
         ):
-            rows[context].append((row, sequence, identity, message))
+            messages[context].append((row, sequence, identity, message))
+            last_message = max(last_message, row)
         states: dict[int, bytes] = dict(connection.execute("SELECT context, state FROM states"))
-        return [
-            _load_context(seal, row, states.get(row[0]), rows.get(row[0], []))
-            for row in connection.execute("SELECT id, key, identity FROM contexts ORDER BY id")
+        keys: dict[int, bytes] = dict(connection.execute("SELECT context, key FROM keys ORDER BY context"))
+        contexts = [
+            _load_context(seal, row, keys.get(row, NO_KEY), identity, states.pop(row, None), messages.pop(row, []))
+            for row, identity in connection.execute("SELECT id, identity FROM contexts ORDER BY id")
         ]
     except (sqlite3.Error, Unsealable, Malformed):
         raise StoreUnusable("path", _DAMAGED) from None
-
-
-def next_ids(connection: sqlite3.Connection) -> tuple[int, int]:
-    """The first context and message rows that were never used by what is in the file."""
-    (context,) = connection.execute("SELECT coalesce(max(id), 0) + 1 FROM contexts").fetchone()
-    (message,) = connection.execute("SELECT coalesce(max(id), 0) + 1 FROM messages").fetchone()
-    return context, message
+    unused = [row for row, key in keys.items() if key == NO_KEY]
+    if states or messages or len(contexts) + len(unused) != len(keys):
+        raise StoreUnusable("path", _DAMAGED)
+    return Loaded(contexts, unused, max(keys, default=0) + 1, last_message + 1)
 
 
 def _load_context(
-    seal: Seal,
-    row: tuple[int, bytes, bytes],
-    state: bytes | None,
-    messages: list[tuple[int, int, bytes | None, bytes | None]],
+    seal: Seal, context: int, wrapped: bytes, identity: bytes, state: bytes | None, messages: list[_MessageRow]
 ) -> LoadedContext:
-    context, wrapped, identity = row
     own = Seal(seal.open(Kind.KEY, context, 0, wrapped))
     stored = decode_context(own.open(Kind.CONTEXT, context, 0, identity))
     kept: list[StoredMessage] = []
@@ -125,65 +152,98 @@ def _load_context(
     return LoadedContext(context, own, frames, identities, RestoredContext(stored, stands, kept))
 
 
-def _look_at(path: Path) -> bool:
-    """Whether the file is yet to be made. Raises StoreUnusable for one that is not ours, or not whole."""
+def _is_ours(path: Path, newest: int) -> bool:
+    """False for a file that is empty, or made now. Raises StoreUnusable for one that is not ours, and OSError."""
     try:
-        with open(path, "rb") as file:
-            header = file.read(_HEADER_BYTES)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        return True
+        return False
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise StoreUnusable("path", "must be a regular file")
+        header = os.read(descriptor, _HEADER_BYTES)
+    finally:
+        os.close(descriptor)
     if not header:
-        return True
+        return False
     if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC):
         raise StoreUnusable("path", "must be a database of the sidecar's own; the file is something else")
     if int.from_bytes(header[68:72], "big") != APPLICATION_ID:
         raise StoreUnusable("path", "must be a database of the sidecar's own; the file is another program's")
-    if int.from_bytes(header[60:64], "big") > len(MIGRATIONS):
+    _check_version(int.from_bytes(header[60:64], "big"), newest)
+    return True
+
+
+def _check_version(version: int, newest: int) -> None:
+    if version > newest:
         raise StoreUnusable("path", "the file was written by a newer version of the sidecar")
-    _check_whole(path)
-    return False
 
 
-def _check_whole(path: Path) -> None:
-    """Read-only, so that nothing of a damaged file is changed, not even by taking its write-ahead log in."""
+def _check_whole(path: Path, seal: Seal, migrations: Sequence[str]) -> None:
+    """Read-only, so that nothing of a damaged file is changed, not even by taking its write-ahead log in.
+
+    The version once more: the log may hold a later one than the header. An older file is read when it is migrated.
+    """
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", timeout=0.0, uri=True)) as connection:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", timeout=0.0, uri=True)) as connection:
             (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            if answer != "ok":
+                raise StoreUnusable("path", _DAMAGED)
+            version = _version(connection)
+            _check_version(version, len(migrations))
+            _check_schema(connection, migrations[:version])
+            if version == len(migrations):
+                _has_key(connection, seal)
+                load(connection, seal)
     except sqlite3.DatabaseError as error:
-        raise _told(error) from None
-    if answer != "ok":
-        raise StoreUnusable("path", _DAMAGED)
+        # A step of the making, or of a migration, was cut off: the connection that may write undoes it.
+        if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_READONLY_ROLLBACK:
+            raise _told(error) from None
+    except UnicodeDecodeError:  # what SQLite says of a name that is none any more
+        raise StoreUnusable("path", _DAMAGED) from None
+
+
+def _check_schema(connection: sqlite3.Connection, migrations: Sequence[str]) -> None:
+    """Its text is a part of the file that no seal is on."""
+    with closing(sqlite3.connect(":memory:")) as good:
+        good.executescript("".join(migrations))
+        if not set(good.execute(_SCHEMA)) <= set(connection.execute(_SCHEMA)):
+            raise StoreUnusable("path", _DAMAGED)
 
 
 def _take(connection: sqlite3.Connection) -> None:
-    """Nobody else may have the file from here on."""
+    """Nobody else may have the file from here on. An empty one gets its first page of it, and so is marked as ours."""
     connection.execute("PRAGMA locking_mode=EXCLUSIVE")
     connection.execute("BEGIN EXCLUSIVE")
+    if _version(connection) == 0:
+        connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
     connection.execute("COMMIT")
 
 
-def _migrate(connection: sqlite3.Connection) -> None:
-    """Bring the schema up to date, each step whole or not at all."""
+def _version(connection: sqlite3.Connection) -> int:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version == 0:
-        connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
-    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+    return int(version)
+
+
+def _migrate(connection: sqlite3.Connection, migrations: Sequence[str]) -> None:
+    """Bring the schema up to date, each step whole or not at all."""
+    version = _version(connection)
+    for number, script in enumerate(migrations[version:], start=version + 1):
         connection.executescript(f"BEGIN EXCLUSIVE; {script} PRAGMA user_version={number}; COMMIT;")
 
 
-def _check_key(connection: sqlite3.Connection, seal: Seal, *, is_new: bool) -> None:
+def _has_key(connection: sqlite3.Connection, seal: Seal) -> bool:
+    """Whether the file is this key's; False: it has yet to be anyone's. Raises StoreUnusable when it is another's."""
     row = connection.execute("SELECT value FROM checks WHERE name = ?", (_CHECK_NAME,)).fetchone()
     if row is None:
-        (contexts,) = connection.execute("SELECT count(*) FROM contexts").fetchone()
-        if contexts and not is_new:
+        (keys,) = connection.execute("SELECT count(*) FROM keys").fetchone()
+        if keys:
             raise StoreUnusable("path", _DAMAGED)
-        sealed = seal.seal(Kind.CHECK, 0, 0, _CHECK_VALUE)
-        connection.execute("INSERT INTO checks VALUES (?, ?)", (_CHECK_NAME, sealed))
-        return
+        return False
     with suppress(Unsealable):
         if seal.open(Kind.CHECK, 0, 0, row[0]) == _CHECK_VALUE:
-            return
+            return True
     raise StoreUnusable("key_file", "must be the key that the database was made with")
 
 
@@ -202,6 +262,6 @@ def _told(error: sqlite3.DatabaseError) -> StoreUnusable | StoreInUse:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
         return StoreInUse()
-    if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+    if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}:
         return StoreUnusable("path", _DAMAGED)
     return StoreUnusable("path", "the file cannot be opened, read and written")

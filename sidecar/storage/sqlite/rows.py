@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from struct import Struct, error
 from typing import Final
 
@@ -18,20 +19,20 @@ class Malformed(Exception):
 
 
 def encode_context(context: StoredContext) -> bytes:
-    """A context's identity."""
-    return orjson.dumps(
+    """A context's identity. Never fails, whatever its client named itself: others' rows are in the same commit."""
+    return json.dumps(
         {
             **context._asdict(),
             "resume_digest": context.resume_digest.hex(),
             "metadata": dict(context.metadata),
         }
-    )
+    ).encode()
 
 
 def decode_context(data: bytes) -> StoredContext:
     """The inverse. Raises Malformed."""
     try:
-        members = orjson.loads(data)
+        members = json.loads(data)
         members["resume_digest"] = bytes.fromhex(members["resume_digest"])
         members["permissions"] = tuple(members["permissions"])
         return StoredContext(**members)
@@ -77,6 +78,8 @@ def decode_message(sequence: int, message: bytes | None, identity: bytes | None)
     try:
         known, accepted_at = (None, 0.0) if identity is None else _decode_identity(identity)
         if message is None:
+            if known is None:
+                raise Malformed
             return StoredMessage(sequence, None, 0, 0.0, False, accepted_at, known)
         size, expires_at, critical = _message.unpack_from(message)
         return StoredMessage(sequence, message[_message.size :], size, expires_at, bool(critical), accepted_at, known)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from enum import IntEnum
-from struct import Struct
+from struct import Struct, error
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
@@ -17,6 +17,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
+_TAG_BYTES: Final = 16
+NO_KEY: Final = bytes(_NONCE_BYTES + KEY_BYTES + _TAG_BYTES)
+"""What stands in the place of a sealed key that was destroyed; as long as one."""
 _place: Final = Struct("!BQQ").pack
 
 
@@ -49,10 +52,10 @@ class Seal:
         return nonce + self._cipher.encrypt(nonce, value, _place(kind, context, sequence))
 
     def open(self, kind: Kind, context: int, sequence: int, sealed: bytes) -> bytes:
-        """The value. Raises Unsealable."""
+        """The value. Raises Unsealable, also for what no file of ours holds in that column."""
         try:
             return self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], _place(kind, context, sequence))
-        except (InvalidTag, ValueError):
+        except (InvalidTag, ValueError, TypeError, error):
             raise Unsealable from None
 
 

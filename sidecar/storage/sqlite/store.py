@@ -9,18 +9,21 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from sidecar.core.errors import ErrorReason, Unavailable
 from sidecar.core.message import Durability
 from sidecar.storage.sqlite.batch import Batch, NewContext, NewMessage, NewState
-from sidecar.storage.sqlite.database import load, next_ids, open_database
+from sidecar.storage.sqlite.database import load, open_database
+from sidecar.storage.sqlite.errors import StoreUnusable
+from sidecar.storage.sqlite.requests import NOTHING, Append, Context, Creation, Request, is_expected
 from sidecar.storage.sqlite.sealing import Seal, new_key
 from sidecar.storage.sqlite.writer import Writer
 
 if TYPE_CHECKING:
+    import sqlite3
     from pathlib import Path
 
     from sidecar.core.message import Instant
@@ -32,81 +35,50 @@ logger = structlog.get_logger("sidecar.storage")
 
 FLUSH_S: Final = 0.2
 TRUNCATE_S: Final = 20.0
-"""How long after the end of a context its rows and its key may stay in the log; promised are 60 s."""
+"""How long after its disposal was committed a context's key may stay in the log; promised are 60 s."""
 RETRY_S: Final = 1.0
 MAX_BATCH_MESSAGES: Final = 2_000
 MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
+CLOSING_FAILURES: Final = 2
+"""Batches that may fail before `close` gives up: the one that was under way, and one with all that waits."""
 
 
+Opening = Callable[["Path", Seal], "sqlite3.Connection"]
+"""Opens the file, as `open_database` does."""
 Adopt = Callable[["RestoredContext"], "tuple[int, Callable[[], StoredState]] | None"]
 """Takes over a context that was kept: its owner epoch from now on, and what reads where it stands. None: it is over."""
-
-
-class _Context:
-    """What the store knows of one context: its row, its seal, the rows of its messages by sequence."""
-
-    __slots__ = ("disposed", "epoch", "expected", "frames", "id", "identities", "released", "seal", "state")
-
-    def __init__(self, row: int, seal: Seal, epoch: int, state: Callable[[], StoredState] | None) -> None:
-        self.id = row
-        self.seal = seal
-        self.epoch = epoch
-        self.state = state
-        self.expected = 1
-        self.released = 0
-        self.frames: dict[int, int] = {}
-        self.identities: dict[int, int] = {}
-        self.disposed = False
-
-
-class _Creation(NamedTuple):
-    context: _Context
-    key: bytes
-    stored: StoredContext
-    confirmed: Confirmed
-
-
-class _Append(NamedTuple):
-    context: _Context
-    epoch: int
-    sequence: int
-    frame: bytes
-    size: int
-    expires_at: float
-    critical: bool
-    accepted_at: float
-    identity: MessageIdentity | None
-    confirmed: Confirmed
-
-
-_Request = _Creation | _Append
 
 
 class SqliteOutboxStore:
     """Keeps contexts and what they accepted in one file. Every method but `close` is for the loop's thread.
 
-    `load` once, then `start`, then the port's methods; `close` writes what waits and lets go of the file.
+    `start`, then `restore` once, then the port's methods; `close` writes what waits and lets go of the file.
     """
 
     durability = Durability.DISK
     survives = True
 
-    def __init__(self, path: Path, key: bytes) -> None:
+    def __init__(self, path: Path, key: bytes, opening: Opening = open_database) -> None:
         """Open the file, made where there is none. `key` has 32 bytes. Blocking. Raises StoreUnusable, StoreInUse."""
         seal = Seal(key)
-        connection = open_database(path, seal)
-        self._loaded = load(connection, seal)
-        self._next_context, self._next_message = next_ids(connection)
+        connection = opening(path, seal)
+        try:
+            loaded = load(connection, seal)
+        except StoreUnusable:
+            connection.close()
+            raise
+        self._loaded, self._unused, self._next_context, self._next_message = loaded
         self._writer = Writer(connection, seal, self._written)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._contexts: dict[str, _Context] = {}
-        self._requests: deque[_Request] = deque()
-        self._under_way: list[_Request] | None = None
+        self._contexts: dict[str, Context] = {}
+        self._ending: dict[int, Context] = {}
+        self._requests: deque[Request] = deque()
+        self._under_way: list[Request] | None = None
         self._handing_over = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._changed: dict[_Context, None] = {}
-        self._upkeep = Batch()
+        self._changed: dict[Context, None] = {}
+        self._upkeep = Batch(truncate=True)  # what a crash left in the log has its time too
         self._flush_due = False
         self._flush_timer: asyncio.TimerHandle | None = None
         self._truncate_timer: asyncio.TimerHandle | None = None
@@ -117,7 +89,8 @@ class SqliteOutboxStore:
         loaded, self._loaded = self._loaded, []
         for each in loaded:
             stored, state, messages = each.restored
-            context = _Context(each.id, each.seal, 1, None)
+            context = Context(each.id, each.seal, 1, None)
+            context.kept = True
             context.frames, context.identities = each.frames, each.identities
             context.released = state.released
             context.expected = max(state.head, messages[-1].sequence if messages else 0) + 1
@@ -135,20 +108,24 @@ class SqliteOutboxStore:
         self._hand_over_soon()
 
     async def close(self) -> None:
-        """Write all that waits, take the log into the file and close it. Idempotent."""
+        """Write what waits, and refuse what cannot be written; take the log into the file and close it. Idempotent."""
         if self._loop is None:
             self._writer.close()
             return
         self._flush()
-        while self._has_work() and not self._failing:
+        failures = 0
+        while self._under_way is not None or (self._has_work() and failures < CLOSING_FAILURES):
             self._hand_over()
             if self._under_way is not None:
                 self._idle.clear()
                 await self._idle.wait()
+                failures += self._failing
         for timer in (self._flush_timer, self._truncate_timer):
             if timer is not None:
                 timer.cancel()
         self._loop = None
+        while self._requests:
+            self._answer(self._requests.popleft().confirmed, Unavailable(ErrorReason.STORAGE_UNAVAILABLE))
         await asyncio.to_thread(self._writer.close)
 
     # The port
@@ -158,9 +135,10 @@ class SqliteOutboxStore:
     ) -> bool:
         """Kept with the next commit."""
         key = new_key()
-        made = self._contexts[context.isolation_key] = _Context(self._next_context, Seal(key), epoch, state)
-        self._next_context += 1
-        self._requests.append(_Creation(made, key, context, confirmed))
+        row = self._unused.pop() if self._unused else self._next_context
+        self._next_context = max(self._next_context, row + 1)
+        made = self._contexts[context.isolation_key] = Context(row, Seal(key), epoch, state)
+        self._requests.append(Creation(made, key, context, confirmed))
         self._hand_over_soon()
         return False
 
@@ -175,7 +153,7 @@ class SqliteOutboxStore:
     ) -> bool:
         """Kept with the next commit."""
         self._requests.append(
-            _Append(
+            Append(
                 self._contexts[isolation_key],
                 epoch,
                 entry.sequence,
@@ -208,15 +186,15 @@ class SqliteOutboxStore:
             self._flush_later(FLUSH_S)
 
     def dispose(self, isolation_key: str) -> None:
-        """Its rows and its key go with the next commit, and out of the log within TRUNCATE_S."""
+        """Its rows and its key go with the next commit, and out of the log TRUNCATE_S after it."""
         context = self._contexts.pop(isolation_key, None)
         if context is None:
             return
         context.disposed = True
         self._changed.pop(context, None)
+        self._ending[context.id] = context
         self._upkeep.disposed.append(context.id)
         self._upkeep.deleted += {*context.frames.values(), *context.identities.values()}
-        self._truncate_later(TRUNCATE_S)
         self._hand_over_soon()
 
     # Batches
@@ -242,18 +220,18 @@ class SqliteOutboxStore:
             self._under_way = taken
             self._writer.submit(batch)
 
-    def _take(self, batch: Batch) -> list[_Request]:
+    def _take(self, batch: Batch) -> list[Request]:
         """Move requests into the batch, in order; those that cannot succeed are answered at once."""
-        taken: list[_Request] = []
+        taken: list[Request] = []
         size = 0
         requests = self._requests
         while requests and len(taken) < MAX_BATCH_MESSAGES and size < MAX_BATCH_BYTES:
             request = requests.popleft()
             context = request.context
-            if context.disposed or not _is_expected(request):
+            if not is_expected(request):
                 self._answer(request.confirmed, Unavailable(ErrorReason.STORAGE_UNAVAILABLE))
                 continue
-            if isinstance(request, _Creation):
+            if isinstance(request, Creation):
                 batch.contexts.append(NewContext(context.id, request.key, context.seal, request.stored))
             else:
                 context.expected += 1
@@ -262,7 +240,7 @@ class SqliteOutboxStore:
             taken.append(request)
         return taken
 
-    def _new_message(self, request: _Append) -> NewMessage:
+    def _new_message(self, request: Append) -> NewMessage:
         context, _, sequence, frame, size, expires_at, critical, accepted_at, identity, _ = request
         row = self._next_message
         self._next_message = row + 1
@@ -285,7 +263,10 @@ class SqliteOutboxStore:
         if batch.truncate:
             self._truncate_later(RETRY_S)
         if error is None:
+            self._free(batch)
             for request in taken or ():
+                if isinstance(request, Creation):
+                    request.context.kept = True
                 self._answer(request.confirmed, None)
             if self._requests or self._flush_due or self._upkeep.writes or self._upkeep.truncate:
                 self._hand_over()
@@ -294,7 +275,18 @@ class SqliteOutboxStore:
         if self._under_way is None:
             self._idle.set()
 
-    def _take_back(self, batch: Batch, taken: list[_Request], error: Unavailable) -> None:
+    def _free(self, batch: Batch) -> None:
+        """What that batch disposed of has gone from the file: its places may be used again, its log is to be emptied.
+
+        A row that was never written is not used again: rows of keys are only added at the end.
+        """
+        for row in batch.disposed:
+            if self._ending.pop(row).kept:
+                self._unused.append(row)
+        if batch.disposed:
+            self._truncate_later(TRUNCATE_S)
+
+    def _take_back(self, batch: Batch, taken: list[Request], error: Unavailable) -> None:
         """Nothing of the batch is kept: upkeep is tried again, requests fail, and so does what was appended behind."""
         kept = self._upkeep
         self._upkeep = Batch(
@@ -308,7 +300,9 @@ class SqliteOutboxStore:
             if context.id in gone:
                 self._changed[context] = None
         for request in reversed(taken):
-            if isinstance(request, _Append):
+            if isinstance(request, Creation):
+                request.context.expected = NOTHING
+            else:
                 request.context.expected = request.sequence
                 request.context.frames.pop(request.sequence, None)
                 request.context.identities.pop(request.sequence, None)
@@ -348,8 +342,11 @@ class SqliteOutboxStore:
         self._flush_due = False
         changed, self._changed = self._changed, {}
         for context in changed:
-            if context.disposed or context.state is None:
+            if not context.kept:  # nothing may stand in the file of a context that does not
+                self._changed[context] = None
+                self._flush_later(FLUSH_S)
                 continue
+            assert context.state is not None
             state = context.state()
             self._upkeep.states.append(NewState(context.id, context.seal, state))
             for sequence in range(context.released + 1, state.released + 1):
@@ -358,7 +355,7 @@ class SqliteOutboxStore:
             for sequence in state.dropped:
                 self._release(context, sequence)
 
-    def _release(self, context: _Context, sequence: int) -> None:
+    def _release(self, context: Context, sequence: int) -> None:
         row = context.frames.pop(sequence, None)
         if row is not None:
             (self._upkeep.cleared if sequence in context.identities else self._upkeep.deleted).append(row)
@@ -371,9 +368,3 @@ class SqliteOutboxStore:
         self._truncate_timer = None
         self._upkeep.truncate = True
         self._hand_over_soon()
-
-
-def _is_expected(request: _Request) -> bool:
-    """An append is conditional on the owner's epoch and on the sequence that comes next."""
-    context = request.context
-    return isinstance(request, _Creation) or (request.sequence == context.expected and request.epoch == context.epoch)

@@ -92,13 +92,10 @@ class Writer:
         return None
 
     def _write(self, batch: Batch) -> None:
+        keys = [(new.id, self._seal.seal(Kind.KEY, new.id, 0, new.key)) for new in batch.contexts]
+        self._insert("INSERT INTO keys VALUES ", keys, " ON CONFLICT DO UPDATE SET key = excluded.key")
         contexts = [
-            (
-                new.id,
-                self._seal.seal(Kind.KEY, new.id, 0, new.key),
-                new.seal.seal(Kind.CONTEXT, new.id, 0, encode_context(new.context)),
-            )
-            for new in batch.contexts
+            (new.id, new.seal.seal(Kind.CONTEXT, new.id, 0, encode_context(new.context))) for new in batch.contexts
         ]
         self._insert("INSERT INTO contexts VALUES ", contexts)
         self._insert("INSERT INTO messages VALUES ", [_message_row(message) for message in batch.messages])
@@ -108,14 +105,15 @@ class Writer:
         self._insert("INSERT OR REPLACE INTO states VALUES ", states)
         self._each("UPDATE messages SET message = NULL WHERE id IN ", batch.cleared)
         self._each("DELETE FROM messages WHERE id IN ", batch.deleted)
+        self._each("UPDATE keys SET key = zeroblob(60) WHERE context IN ", batch.disposed)  # sealing.NO_KEY
         self._each("DELETE FROM contexts WHERE id IN ", batch.disposed)
         self._each("DELETE FROM states WHERE context IN ", batch.disposed)
 
-    def _insert(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    def _insert(self, statement: str, rows: Sequence[tuple[Any, ...]], otherwise: str = "") -> None:
         for chunk in _chunks(rows):
             place = f"({','.join('?' * len(chunk[0]))})"
             values = [value for row in chunk for value in row]
-            self._connection.execute(statement + ",".join([place] * len(chunk)), values)
+            self._connection.execute(statement + ",".join([place] * len(chunk)) + otherwise, values)
 
     def _each(self, statement: str, ids: Sequence[int]) -> None:
         for chunk in _chunks(ids):

@@ -1,0 +1,70 @@
+"""What the store was asked for, in the order in which it answers, and what it knows of the context asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from sidecar.core.ports import Confirmed
+    from sidecar.core.stored import MessageIdentity, StoredContext, StoredState
+    from sidecar.storage.sqlite.sealing import Seal
+
+NOTHING: Final = 0
+"""Expected of a context that is not kept: no append has that sequence."""
+
+
+class Context:
+    """What the store knows of one context: its row, its seal, the rows of its messages by sequence.
+
+    `kept`: its creation was committed. `expected`: the sequence that its next append must have.
+    """
+
+    __slots__ = ("disposed", "epoch", "expected", "frames", "id", "identities", "kept", "released", "seal", "state")
+
+    def __init__(self, row: int, seal: Seal, epoch: int, state: Callable[[], StoredState] | None) -> None:
+        self.id = row
+        self.seal = seal
+        self.epoch = epoch
+        self.state = state
+        self.expected = 1
+        self.released = 0
+        self.frames: dict[int, int] = {}
+        self.identities: dict[int, int] = {}
+        self.disposed = False
+        self.kept = False
+
+
+class Creation(NamedTuple):
+    """A context to be kept; `key` is its seal's."""
+
+    context: Context
+    key: bytes
+    stored: StoredContext
+    confirmed: Confirmed
+
+
+class Append(NamedTuple):
+    """A message to be kept; times are Unix seconds."""
+
+    context: Context
+    epoch: int
+    sequence: int
+    frame: bytes
+    size: int
+    expires_at: float
+    critical: bool
+    accepted_at: float
+    identity: MessageIdentity | None
+    confirmed: Confirmed
+
+
+Request = Creation | Append
+
+
+def is_expected(request: Request) -> bool:
+    """An append is conditional on the owner's epoch and on the sequence that comes next."""
+    context = request.context
+    if isinstance(request, Creation):
+        return not context.disposed
+    return not context.disposed and request.sequence == context.expected and request.epoch == context.epoch
