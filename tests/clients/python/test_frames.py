@@ -25,7 +25,7 @@ WELCOME = {
     "resume_token": "r",
     "recovery": "new",
     "sequence": 0,
-    "limits": {"max_message_bytes": 1, "max_inbound_bytes": 2, "idle_timeout_s": 3, "resume_window_s": 0.5},
+    "limits": {"max_message_bytes": 1, "max_inbound_bytes": 65_536, "idle_timeout_s": 3, "resume_window_s": 0.5},
 }
 
 
