@@ -51,6 +51,10 @@ class Stage:
     def websocket_url(self) -> str:
         return f"ws://{self._environment['SIDECAR_WEBSOCKET__LISTEN']}/v1/connect"
 
+    @property
+    def ops_port(self) -> int:
+        return int(self._environment["SIDECAR_OPS__LISTEN"].rpartition(":")[2])
+
     def translated(self, text: str) -> str:
         """The text with the system's folders below this one, and the environment of this interpreter for `.venv`."""
         return _PATH.sub(f"{self.folder}/", text).replace(".venv/bin/", f"{Path(sys.executable).parent}/")

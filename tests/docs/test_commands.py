@@ -27,8 +27,13 @@ from tests.support.running import RunningSidecar, User
 
 README: Final = ROOT / "README.md"
 GRPC_ADDRESS: Final = "127.0.0.1:50051"
-OF_ITS_PAGE: Final = {("docs/protocol.md", "json"), ("docs/protocol.md", "http"), ("docs/security.md", "json")}
-"""Pages and languages that test_protocol_page.py and test_security_page.py read."""
+OF_ITS_PAGE: Final = {
+    ("docs/protocol.md", "json"),
+    ("docs/protocol.md", "http"),
+    ("docs/security.md", "json"),
+    ("docs/kubernetes.md", "yaml"),
+}
+"""Pages and languages that test_protocol_page.py, test_security_page.py and test_kubernetes_page.py read."""
 NO_COMMANDS: Final = {"", "text"}
 """Pictures, and what a program printed."""
 

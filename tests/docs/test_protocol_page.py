@@ -15,6 +15,7 @@ from sidecar.api.v1 import admin_service_pb2, types_pb2
 from sidecar.core.close_codes import SERVICE_CODES, CloseCode
 from sidecar.ws.handshake import Refusal
 from tests.docs.pages import ROOT, Block, blocks, table
+from tests.support.fault_proxy import fault_proxy
 from tests.support.running import RunningSidecar, Service, User, running_sidecar
 
 PAGE: Final = ROOT / "docs" / "protocol.md"
@@ -65,6 +66,8 @@ async def everything(sidecar: RunningSidecar) -> list[dict[str, Any]]:
             seen = [first.welcome, *await messages(service, first), *await gap(sidecar, service)]
             async with sidecar.user("alice", mirror={"token": first.welcome["resume_token"]}) as second:
                 seen.append(second.welcome)
+            seen += await coming_back(sidecar, first)
+        seen += await evicted(sidecar, service)
         # The page tells of `denied` without showing it again: a fresh context's welcome but for that word.
         async with sidecar.user("alice", mirror={"token": "0" * 64}) as denied:
             assert denied.welcome["recovery"] == "denied"
@@ -114,6 +117,34 @@ async def gap(sidecar: RunningSidecar, service: Service) -> list[dict[str, Any]]
         brief.ttl.FromMilliseconds(1)
         await service.send(slow.isolation_key, slow.context_token, b"1", ttl=brief.ttl)
         return (await frames_until(slow, "gap"))[-1:]
+
+
+def resume_of(user: User, last_sequence: int, attempt: int) -> dict[str, Any]:
+    return {"token": user.welcome["resume_token"], "last_sequence": last_sequence, "attempt": attempt}
+
+
+async def coming_back(sidecar: RunningSidecar, former: User) -> list[dict[str, Any]]:
+    """With all that was sent, then with less than was acknowledged."""
+    await former.socket.send(json.dumps({"type": "ack", "sequence": 4}))
+    async with sidecar.user("alice", resume=resume_of(former, 4, 1)) as with_all:
+        assert (with_all.welcome["recovery"], with_all.welcome["sequence"]) == ("full", 4)
+        async with sidecar.user("alice", resume=resume_of(former, 1, 2)) as with_less:
+            seen = [with_all.welcome, with_less.welcome, *await frames_until(with_less, "gap")]
+    assert (seen[-1]["from"], seen[-1]["to"]) == (2, 4)
+    same = {"type", "connection_id", "session_id", "isolation_key", "resume_token", "limits"}
+    assert all(former.welcome[name] == with_all.welcome[name] for name in same)
+    assert all(former.welcome[name] != with_all.welcome[name] for name in ("attach_id", "context_token"))
+    return seen
+
+
+async def evicted(sidecar: RunningSidecar, service: Service) -> list[dict[str, Any]]:
+    """A client reads and acknowledges nothing, until older messages give way; then it comes back for them."""
+    async with sidecar.user("lazy") as lazy:
+        for _ in range(10):
+            await service.send(lazy.isolation_key, lazy.context_token, b'"%b"' % (b"x" * 250_000))
+            await frames_until(lazy, "message")
+        async with sidecar.user("lazy", resume=resume_of(lazy, 0, 1)) as again:
+            return [again.welcome, *await frames_until(again, "gap")]
 
 
 async def reminders(sidecar: RunningSidecar, user: User) -> list[dict[str, Any]]:
@@ -172,12 +203,22 @@ async def greets(frame: dict[str, Any], sidecar: RunningSidecar) -> None:
             frame["token"] = token
         if "mirror" in frame:
             frame["mirror"]["token"] = first.welcome["resume_token"]
-        recovery = "mirror" if "mirror" in frame else "denied" if "resume" in frame else "new"
+        if "resume" in frame:
+            frame["resume"]["token"] = first.welcome["resume_token"]
+            await receives_up_to(frame["resume"]["last_sequence"], first, sidecar)
+        recovery = "mirror" if "mirror" in frame else "full" if "resume" in frame else "new"
         arguments: dict[str, Any] = {"additional_headers": headers, "subprotocols": [JSON_PROTOCOL]}
         async with connect(sidecar.websocket_url, compression=None, **arguments) as socket:
             await socket.send(json.dumps(frame))
             welcome = json.loads(await socket.recv())
             assert (welcome["type"], welcome["recovery"]) == ("welcome", recovery)
+
+
+async def receives_up_to(last_sequence: int, user: User, sidecar: RunningSidecar) -> None:
+    async with sidecar.service() as service:
+        for _ in range(last_sequence):
+            await service.send(user.isolation_key, user.context_token)
+            await user.frame()
 
 
 async def test_a_token_goes_by_header_by_subprotocol_or_by_hello(sidecar: RunningSidecar) -> None:
@@ -233,24 +274,37 @@ def test_the_close_codes_are_those_of_the_catalogue() -> None:
 # The whole client
 
 
-async def test_the_whole_client_follows_until_it_is_no_use(sidecar: RunningSidecar) -> None:
+async def test_the_whole_client_follows_comes_back_and_ends_when_it_is_no_use(sidecar: RunningSidecar) -> None:
     (block,) = blocks("python", pages=(PAGE,))
     names: dict[str, Any] = {}
     exec(compile(block.text, block.name, "exec"), names)
     heard: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
-    listening = asyncio.create_task(
-        names["listen"](
-            sidecar.websocket_url, lambda: sidecar.user_token("carol"), lambda *heard_of: heard.put_nowait(heard_of)
+    async with fault_proxy(f"127.0.0.1:{sidecar.websocket_port}") as proxy, sidecar.service() as service:
+        listening = asyncio.create_task(
+            names["listen"](
+                f"ws://{proxy.target}/v1/connect",
+                lambda: sidecar.user_token("carol"),
+                lambda *heard_of: heard.put_nowait(heard_of),
+            )
         )
-    )
-    async with sidecar.service() as service:
         manager = await listed(service, "carol")
+        assert await next_of(heard) == ("new", manager.context.connection_id)
         token = await exchanged(sidecar, service, manager.context.connection_id)
-        await service.send(manager.isolation_key, token, PAYLOAD, event_type="answer")
-        assert await asyncio.wait_for(heard.get(), 10) == ("answer", json.loads(PAYLOAD))
+        for number in range(3):
+            payload = b"%d" % number
+            await service.send(manager.isolation_key, token, payload, event_type="answer")
+            assert await next_of(heard) == ("answer", number)
+            proxy.reset_all()  # each message on a socket of its own, and none of them twice
+            await service.send(manager.isolation_key, token, b"null", event_type="while.away")
+            assert await next_of(heard) == ("while.away", None)
         request = admin_service_pb2.DisconnectUserRequest(user_id="carol")
         await service.admin.DisconnectUser(request, metadata=service.as_operator, timeout=10)
-    assert await asyncio.wait_for(listening, 10) == CloseCode.CLOSED_BY_SERVICE
+        assert await asyncio.wait_for(listening, 10) == CloseCode.CLOSED_BY_SERVICE
+    assert heard.empty()
+
+
+async def next_of(heard: asyncio.Queue[tuple[str, Any]]) -> tuple[str, Any]:
+    return await asyncio.wait_for(heard.get(), 10)
 
 
 async def listed(service: Service, user_id: str) -> admin_service_pb2.ManagerSummary:
