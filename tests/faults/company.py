@@ -14,9 +14,10 @@ from typing import Any
 import grpc
 
 from sidecar.api.v1 import delivery_service_pb2 as pb
-from tests.faults.devices import Device, Person, Way
-from tests.faults.history import DISK, MEMORY, Count, History, Leftover
+from tests.faults.devices import Device, Person, Receiver, Way
+from tests.faults.history import DISK, MEMORY, Context, Count, History, Leftover
 from tests.faults.invariants import violations
+from tests.faults.library import LibraryDevice
 from tests.faults.senders import FAST_RECONNECT, Sender
 from tests.support.fault_proxy import FaultProxy, fault_proxy
 from tests.support.restarting import RestartingSidecar, restarting_sidecar
@@ -41,7 +42,7 @@ class Company:
         self.sidecar = sidecar
         self.websocket, self.grpc = proxies
         self.durability = durability
-        self.devices: list[Device] = []
+        self.devices: list[Receiver] = []
         self.senders: list[Sender] = []
         self._random = random
         self._patience_s = patience_s
@@ -62,16 +63,30 @@ class Company:
     ) -> Device:
         """A further device, which comes through the proxy, or straight, and whenever the sidecar serves."""
         port = self.sidecar.running.websocket_port if direct else self.websocket.port
-        way = Way(
+        way = self._way(port, ready)
+        device = Device(self.history, person, way, Random(self._random.random()), acknowledges=acknowledges)
+        self.devices.append(device)
+        return device
+
+    def library_device(self, person: Person) -> LibraryDevice:
+        """A further device that uses the product's own client, through the proxy."""
+
+        async def outbox_messages(context: Context) -> int:
+            return int((await self._stats_of(context)).outbox_messages)
+
+        way = self._way(self.websocket.port, None)
+        device = LibraryDevice(self.history, person, way, Random(self._random.random()), outbox_messages)
+        self.devices.append(device)
+        return device
+
+    def _way(self, port: int, ready: Callable[[], Awaitable[None]] | None) -> Way:
+        return Way(
             url=f"ws://127.0.0.1:{port}/v1/connect",
             user_token=lambda whose: self.sidecar.running.user_token(whose[1], whose[0]),
             ready=ready or self.serving,
             durability=self.durability,
             patience_s=self._patience_s,
         )
-        device = Device(self.history, person, way, Random(self._random.random()), acknowledges=acknowledges)
-        self.devices.append(device)
-        return device
 
     def sender(
         self,
@@ -116,6 +131,7 @@ class Company:
     async def terminate(self) -> int:
         """SIGTERM; the exit code."""
         code = await self.sidecar.terminate()
+        self.history.died()
         self._forgotten("sidecar_stopped")
         return code
 
@@ -131,7 +147,7 @@ class Company:
         async with asyncio.timeout(SETTLE_S):
             await asyncio.gather(*(self._settle(device) for device in self.devices))
 
-    async def _settle(self, device: Device) -> None:
+    async def _settle(self, device: Receiver) -> None:
         while True:
             await device.welcomed()
             context = device.context
@@ -146,13 +162,16 @@ class Company:
         self.history.counts.append(Count(context, stats.messages_sent_total))
         assert stats.outbox_messages == 0, f"{device} has acknowledged all, and {stats.outbox_messages} are kept"
 
-    async def stats(self, device: Device) -> Any:
+    async def stats(self, device: Receiver) -> Any:
         """The statistics of its present context."""
         assert device.context is not None
-        token = device.context.tokens[-1]
-        request = pb.GetManagerStatsRequest(isolation_key=device.context.isolation_key)
+        return await self._stats_of(device.context)
+
+    async def _stats_of(self, context: Context) -> Any:
+        request = pb.GetManagerStatsRequest(isolation_key=context.isolation_key)
+        metadata = (("x-context-token", context.tokens[-1]),)
         async with self.sidecar.running.service() as service:
-            return await service.delivery.GetManagerStats(request, metadata=(("x-context-token", token),), timeout=10)
+            return await service.delivery.GetManagerStats(request, metadata=metadata, timeout=10)
 
     async def part(self) -> None:
         """Everybody goes; nothing of them may be left."""

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
@@ -36,6 +36,22 @@ class Way:
     """What the sidecar's store gives."""
     patience_s: float = PATIENCE_S
     """How long it waits for an answer before it holds the connection for lost."""
+
+
+class Receiver(Protocol):
+    """What a company asks of whoever receives, whichever client that uses."""
+
+    person: Person
+    context: Context | None
+    last: int
+    seen: Counter[str]
+
+    async def welcomed(self) -> None: ...
+    async def reached(self, sequence: int) -> None: ...
+    async def acknowledge(self) -> None: ...
+    async def probe(self) -> None: ...
+    async def leave(self) -> None: ...
+    async def stop(self) -> None: ...
 
 
 class Device:

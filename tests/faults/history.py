@@ -212,7 +212,7 @@ class History:
         self.close_codes: list[tuple[str, int]] = []
         """Who was closed, and with which code."""
         self.deaths: list[int] = []
-        """When the process ended without a word."""
+        """When the sidecar's process ended."""
         self._numbers = count(1)
         self._tally: Counter[str] = Counter()
         self._due: list[tuple[str, int, Callable[[], object]]] = []
@@ -305,7 +305,7 @@ class History:
     # The end
 
     def died(self) -> None:
-        """kill -9."""
+        """The sidecar's process ended, or is about to."""
         self.deaths.append(self.now())
 
     def ended(self, connection_id: str, reason: str) -> None:

@@ -18,7 +18,7 @@ from google.rpc import code_pb2, status_pb2
 from sidecar.api.v1 import delivery_service_pb2 as pb
 from sidecar.api.v1 import delivery_service_pb2_grpc as stubs
 from sidecar.api.v1 import types_pb2
-from tests.faults.devices import Device
+from tests.faults.devices import Receiver
 from tests.faults.history import Attempt, Context, History, Receipt, Try
 from tests.support.running import refusal_in, refusal_of
 
@@ -63,7 +63,7 @@ class Sender:
         self._wait = duration_of(wait_s)
         self._sent = 0
 
-    def attempt(self, device: Device, *, named: bool, **members: Any) -> Attempt:
+    def attempt(self, device: Receiver, *, named: bool, **members: Any) -> Attempt:
         """A message to that device's present context; `named`: with a message_id, so that it can be asked for again."""
         assert device.context is not None
         uuid = secrets.token_hex(8)

@@ -18,7 +18,7 @@ from random import Random
 from tests.faults.company import gathering
 from tests.faults.history import DISK, MEMORY
 from tests.faults.soak.report import Outcome, breaches, outcome, table, weather
-from tests.faults.soak.storm import LIMITS, PEOPLE, Storm
+from tests.faults.soak.storm import LIMITS, PEOPLE, READERS, Storm
 
 AFTERWARDS_S = 120.0
 """For what is under way at the end, settling and parting."""
@@ -73,7 +73,7 @@ async def one_store(store: str, seconds: float, random: Random) -> Outcome:
             faults += company.verdict()
             for device in company.devices:
                 storm.seen.update({name: device.seen[name] for name in ("full", "gap", "denied", "draining")})
-            return outcome(store, len(PEOPLE), company.history, faults, storm.seen)
+            return outcome(store, len(PEOPLE) + len(READERS), company.history, faults, storm.seen)
 
 
 def told(error: BaseException) -> str:

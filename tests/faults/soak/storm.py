@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 from tests.faults.company import Company
-from tests.faults.devices import Device
+from tests.faults.devices import Receiver
 from tests.faults.history import Attempt
 from tests.faults.senders import Sender
 from tests.support.fault_proxy import Admission, FaultProxy
@@ -24,6 +24,8 @@ PEOPLE = [
     *[("other", "alice"), ("other", "dave"), ("other", "dave"), ("acme", "erin")],
 ]
 """Two screens of one user, and one user id in two tenants, are among them."""
+READERS = [("acme", "bob"), ("other", "frank")]
+"""They use the product's own client."""
 LIMITS = {
     "SIDECAR_OUTBOX__MAX_MESSAGES": "400",
     "SIDECAR_LIMITS__SLOW_CONSUMER_TIMEOUT_S": "3",
@@ -44,11 +46,12 @@ class Storm:
         self.over = asyncio.Event()
         self.seen: Counter[str] = Counter()
         self._random = random
-        self._devices: list[Device] = []
+        self._devices: list[Receiver] = []
 
     async def rage(self) -> None:
         """Until it is over; then every fault is off, the sidecar serves, and everything asked for is answered."""
         self._devices = [self.company.device(person, ready=self._worth_a_try) for person in PEOPLE]
+        self._devices += [self.company.library_device(person) for person in READERS]
         await asyncio.gather(*(device.welcomed() for device in self._devices))
         work = [asyncio.create_task(send) for send in self._work()]
         faults = [asyncio.create_task(each) for each in (self._strike(), self._doom())]
