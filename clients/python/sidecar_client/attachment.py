@@ -132,7 +132,7 @@ class Attachment:
                     self._wakes.to_write.clear()
                     await self._wakes.to_write.wait()
                 else:
-                    pace.take(len(text))
+                    pace.take(len(text.encode()))
                     await self._socket.send(text)
 
     async def _renew(self, ask_token: Callable[[], Awaitable[str]]) -> None:

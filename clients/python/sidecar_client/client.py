@@ -59,11 +59,11 @@ class AsyncSidecarClient:
         self._uniform = uniform
         self._channel: grpc.aio.Channel | None = None
         self._stubs: Stubs | None = None
-        self._closed = False
+        self._closed = asyncio.Event()
         self._senders: set[Sender] = set()
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "open"
+        state = "closed" if self._closed.is_set() else "open"
         return f"AsyncSidecarClient(endpoint={self._settings.endpoint!r}, {state})"
 
     async def __aenter__(self) -> Self:
@@ -76,7 +76,7 @@ class AsyncSidecarClient:
 
     async def close(self) -> None:
         """Close the senders, each bounded, then the channel; calls under way are cancelled. Idempotent."""
-        self._closed = True
+        self._closed.set()
         for sender in tuple(self._senders):
             await sender.close()
         channel, self._channel, self._stubs = self._channel, None, None
@@ -99,12 +99,14 @@ class AsyncSidecarClient:
             except grpc.aio.AioRpcError as failed:
                 if failed.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                     error = TransportError(failed.code(), "", "the sidecar is not ready")
+            except asyncio.CancelledError:
+                self._check_cancelled()
+                raise
             finally:
                 call.cancel()
             wait_s = back_off.next_s()
-            if loop.time() + wait_s >= deadline:
+            if loop.time() + wait_s >= deadline or await self._closes_within(wait_s):
                 raise error
-            await asyncio.sleep(wait_s)
 
     # DeliveryService
 
@@ -252,7 +254,7 @@ class AsyncSidecarClient:
 
     def _open(self) -> grpc.aio.Channel:
         """The channel; made at the first use, so that it belongs to the loop that uses it."""
-        if self._closed:
+        if self._closed.is_set():
             raise RuntimeError("the client is closed")
         if self._channel is None:
             target, options, credentials = self._settings.endpoint, channel_options(), self._settings.credentials
@@ -286,7 +288,23 @@ class AsyncSidecarClient:
                 return call.read(answer)
             except grpc.aio.AioRpcError as failed:
                 error = error_from_call(failed)
+            except asyncio.CancelledError:
+                self._check_cancelled()
+                raise
             wait_s = retries.wait_s(error, loop.time())
-            if wait_s is None:
+            if wait_s is None or await self._closes_within(wait_s):
                 raise error
-            await asyncio.sleep(wait_s)
+
+    def _check_cancelled(self) -> None:
+        """grpc.aio ends the calls of a channel that is closed as if their tasks had been cancelled; they were not."""
+        task = asyncio.current_task()
+        if self._closed.is_set() and task is not None and not task.cancelling():
+            raise TransportError(grpc.StatusCode.CANCELLED, "", "the client was closed") from None
+
+    async def _closes_within(self, wait_s: float) -> bool:
+        """Wait that long, or until the client is closed."""
+        try:
+            async with asyncio.timeout(wait_s):
+                return await self._closed.wait()
+        except TimeoutError:
+            return False

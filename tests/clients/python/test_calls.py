@@ -125,6 +125,28 @@ async def test_a_cancelled_call_is_cancelled() -> None:
             await sending
 
 
+@pytest.mark.parametrize("act", [fall_silent, refuse(UNAVAILABLE, "DRAINING", 3.0)], ids=["answer", "next try"])
+async def test_closing_the_client_ends_what_waits(kind: str, act: Any) -> None:
+    async with scripted_sidecar(act) as scripted, client_of(kind, scripted.target) as client:
+        sending = asyncio.ensure_future(client.send_to_user("key", "token", json=1))
+        await scripted.asked.wait()
+        await client.close()
+        with pytest.raises((TransportError, Draining)) as ended:
+            await sending
+        assert ended.value.code in (grpc.StatusCode.CANCELLED, UNAVAILABLE)
+        assert len(scripted.requests) == 1
+
+
+async def test_closing_the_client_ends_the_wait_for_the_sidecar(kind: str) -> None:
+    async with scripted_sidecar(accept) as scripted, client_of(kind, scripted.target) as client:
+        # It has no health service: asked again and again.
+        waiting = asyncio.ensure_future(client.wait_until_ready(30))
+        await client.send_to_user("key", "token", json=1)
+        await client.close()
+        with pytest.raises(TransportError):
+            await waiting
+
+
 async def test_the_deadline_is_later_by_what_the_answer_may_be_held(kind: str) -> None:
     async with scripted_sidecar(accept) as scripted, client_of(kind, scripted.target, timeout_s=3) as client:
         await client.send_to_user("key", "token", json=1)
@@ -137,9 +159,9 @@ async def test_the_deadline_is_later_by_what_the_answer_may_be_held(kind: str) -
 
 async def test_states_to_come_are_read_as_the_least(kind: str) -> None:
     def odd(request: Any, call: Any) -> Any:
-        answer = accept(request, call)
-        answer.receipt.state, answer.receipt.durability = 99, 99
-        return answer
+        made = receipt(request.message)
+        made.state, made.durability = 99, 99  # type: ignore[assignment]
+        return pb.SendToUserResponse(receipt=made)
 
     async with scripted_sidecar(odd) as scripted, client_of(kind, scripted.target) as client:
         answer = await client.send_to_user("key", "token", json=1)

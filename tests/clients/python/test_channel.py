@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2
 
 from sidecar_client.channel import channel_options, settings_from
@@ -75,5 +80,49 @@ async def test_ready_is_told_when_the_sidecar_says_so(open_client: Callable[...,
             assert not waiting.done()
             serving.set()
             await waiting
+    finally:
+        await server.stop(None)
+
+
+def certificate() -> tuple[bytes, bytes]:
+    """A key and a certificate for localhost, signed by itself, in PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    built = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    plain = serialization.NoEncryption()
+    return key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain), built.public_bytes(pem)
+
+
+async def test_with_credentials_the_channel_is_tls(open_client: Callable[..., Any]) -> None:
+    key, signed = certificate()
+
+    async def watch(request: bytes, call: Any) -> AsyncIterator[bytes]:
+        yield health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING).SerializeToString()
+
+    server = grpc.aio.server()
+    handlers: dict[str, Any] = {"Watch": grpc.unary_stream_rpc_method_handler(watch)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("grpc.health.v1.Health", handlers),))
+    port = server.add_secure_port("localhost:0", grpc.ssl_server_credentials([(key, signed)]))
+    await server.start()
+    try:
+        trusting = grpc.ssl_channel_credentials(signed)
+        async with open_client(endpoint=f"localhost:{port}", credentials=trusting) as client:
+            await client.wait_until_ready(20)
+        for credentials in (None, grpc.ssl_channel_credentials(certificate()[1])):
+            async with open_client(endpoint=f"localhost:{port}", credentials=credentials) as client:
+                with pytest.raises(TransportError):
+                    await client.wait_until_ready(0.3)
     finally:
         await server.stop(None)

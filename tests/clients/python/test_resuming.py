@@ -10,6 +10,7 @@ import pytest
 
 from sidecar_client import (
     AsyncSidecarClient,
+    ConnectionEnded,
     ContextReplaced,
     DeliveryState,
     Gap,
@@ -142,6 +143,21 @@ async def test_another_user_cannot_come_back_to_it(sidecar: RunningSidecar, serv
             await service.send_to_user(mallory.isolation_key, mallory.context_token, json="mine")
             assert (await message(mallory)).data == "mine"
         assert (await message(alice)).data == "hers"
+
+
+async def test_whoever_comes_back_elsewhere_takes_the_place(
+    sidecar: RunningSidecar, service: AsyncSidecarClient
+) -> None:
+    async with (
+        connect(sidecar.websocket_url, token=sidecar.user_token("alice"), tuning=AT_ONCE) as here,
+        connect(sidecar.websocket_url, token=sidecar.user_token("alice"), resume=here.resume_state) as there,
+    ):
+        assert (there.recovery, there.isolation_key) == ("full", here.isolation_key)
+        with pytest.raises(ConnectionEnded) as ended:
+            await anext(here)
+        assert ended.value.code == 4_503
+        await service.send_to_user(there.isolation_key, there.context_token, json=1)
+        assert (await message(there)).data == 1
 
 
 async def test_gaps_come_in_their_place(tmp_path: Path) -> None:
