@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Final, NamedTuple
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -21,6 +22,11 @@ _TOO_BIG: Final = 1009
 _FINAL: Final = {1000, 1002, 1003, 1007, 1009}
 _PASSING_STATUSES: Final = {408, 425, 429, 500, 502, 503, 504}
 """Refused handshakes after which a further one may go better: the sidecar's 429, 500 and 503, and a proxy's."""
+
+
+# At DEBUG the library writes every frame down, tokens and payloads: it is kept from that whatever else is turned on.
+_LOGGER: Final = logging.getLogger("sidecar_client.websocket")
+_LOGGER.setLevel(logging.INFO)
 
 
 class Again(NamedTuple):
@@ -46,6 +52,7 @@ async def dial(url: str, open_timeout_s: float, options: dict[str, Any]) -> Clie
         open_timeout=open_timeout_s,
         close_timeout=CLOSE_TIMEOUT_S,
         max_size=MAX_FRAME_BYTES,
+        logger=_LOGGER,
         **options,
     )
     if socket.subprotocol != SUBPROTOCOL:

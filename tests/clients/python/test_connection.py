@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -203,6 +204,20 @@ async def test_an_expired_token_is_asked_for_again(sidecar: RunningSidecar, serv
             await service.send_to_user(key, user.context_token, json=1)
             await message(user)
         assert user.isolation_key == key
+
+
+async def test_no_log_holds_a_token(
+    sidecar: RunningSidecar, service: AsyncSidecarClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The library's own log has every frame in it, where somebody turns everything on."""
+    caplog.set_level(logging.DEBUG)
+    token = sidecar.user_token("alice")
+    async with connect(sidecar.websocket_url, token=token, tuning=AT_ONCE) as user:
+        await service.send_to_user(user.isolation_key, user.context_token, json="a canary")
+        await message(user)
+        state = user.resume_state
+        secrets = (token, user.context_token, state.token if state else "", "a canary")
+    assert [secret for secret in secrets if secret in caplog.text] == []
 
 
 async def test_what_the_token_source_raises_comes_out(sidecar: RunningSidecar) -> None:
