@@ -46,7 +46,7 @@ class Doorkeeper:
         """What is checked before the library looks at the request."""
         ports = self._ports
         forwarded = request.headers.get_all("X-Forwarded-For")
-        connection.address = ports.addresses.of(connection.remote_address, forwarded)
+        connection.address = ports.addresses.of(connection.peer, forwarded)
         try:
             if not ports.limiter.admit(connection.address, ports.clock.monotonic()):
                 raise Refused(Refusal.ADDRESS_LIMIT)
@@ -93,7 +93,7 @@ class Doorkeeper:
 
     def _address(self, connection: EdgeConnection) -> str:
         """A request that could not be read has no forwarded address: it is the peer's."""
-        return connection.address or self._ports.addresses.of(connection.remote_address, ())
+        return connection.address or self._ports.addresses.of(connection.peer, ())
 
     async def _admit(self, connection: EdgeConnection, request: Request, response: Response) -> None:
         offer = read_offer(request, self._ports.settings.allowed_origins)

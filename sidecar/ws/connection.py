@@ -63,6 +63,7 @@ class EdgeConnection(ServerConnection):
         "address",
         "admission",
         "fault",
+        "peer",
         "socket",
     )
 
@@ -98,6 +99,8 @@ class EdgeConnection(ServerConnection):
         self.admission: Admission | None = None
         self.socket: ClientSocket | None = None
         self.address = ""
+        self.peer: object = None
+        """The other side, as the transport named it when it was made: of a lost connection uvloop names none."""
         self.fault: str | None = None
         self._clock = clock
         self._on_made = on_made
@@ -161,6 +164,7 @@ class EdgeConnection(ServerConnection):
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(transport)
+        self.peer = peer_of(transport)
         self.recv_messages.pause = self._queue_filled
         self.recv_messages.resume = self._queue_emptied
         self._on_made(self)
@@ -247,3 +251,11 @@ class EdgeConnection(ServerConnection):
     def _end_in_time(self) -> None:
         if self._deadline is None and not self.connection_lost_waiter.done():
             self._deadline = self.loop.call_later(self._close_timeout_s, self.abort)
+
+
+def peer_of(transport: BaseTransport) -> object:
+    """The other side's socket address; None where it was gone before it was accepted, which uvloop raises for."""
+    try:
+        return transport.get_extra_info("peername")
+    except (OSError, AttributeError):
+        return None

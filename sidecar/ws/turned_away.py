@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, cast
 
+from sidecar.ws.connection import peer_of
 from sidecar.ws.handshake import Refusal
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ class TurnedAway(asyncio.Protocol):
     def connection_made(self, transport: BaseTransport) -> None:
         """Answer and close."""
         transport = cast("Transport", transport)  # uvloop's is no instance of it
+        peer = peer_of(transport)
         body = Refusal.FULL.body
         head = (
             "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n"
@@ -28,4 +30,4 @@ class TurnedAway(asyncio.Protocol):
         )
         transport.write((head + body).encode())
         transport.close()
-        self._on_turned_away(transport.get_extra_info("peername"))
+        self._on_turned_away(peer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -14,6 +15,7 @@ from tests.faults.devices import Device
 from tests.faults.history import DISK, MEMORY
 from tests.support.bystander import bystander
 from tests.support.fault_flow import Plan, Spoiling
+from tests.support.raw_websocket import JSON_OFFER, RawWebSocket, request
 from tests.support.trail import Trail
 
 ALICE, BOB = ("acme", "alice"), ("acme", "bob")
@@ -135,6 +137,21 @@ async def test_a_fenced_socket_and_a_stale_attempt(store: str, tmp_path: Path) -
                 assert stale.value.rcvd.code == 4503
                 assert await second.frames_before_answer_to("probe") == []
                 await second.socket.close()
+
+
+async def test_reset_before_it_was_accepted(store: str, tmp_path: Path) -> None:
+    """Whole handshakes, and their senders gone: by the time they are read nobody can say from where they came."""
+    async with company(tmp_path, store, Random(8)) as people:
+        sidecar = people.sidecar
+        await sidecar.freeze()
+        for _ in range(5):
+            client = await RawWebSocket.open(sidecar.running.websocket_port)
+            client.send(request(JSON_OFFER))
+            client.reset()
+            with suppress(ConnectionError):
+                await client.writer.wait_closed()
+        sidecar.thaw()
+        await here(people, ALICE)
 
 
 async def test_a_reader_that_stalls_costs_itself(store: str, tmp_path: Path) -> None:
