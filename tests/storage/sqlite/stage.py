@@ -11,7 +11,9 @@ import shutil
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,12 +35,29 @@ Outcome = TypeVar("Outcome")
 
 
 class LeapingLoop(asyncio.SelectorEventLoop):
-    """A loop on real time, but for the seconds that a test leaps ahead."""
+    """A loop on real time, but for the seconds that a test leaps ahead. It counts what a store's thread told it."""
 
     leapt_s = 0.0
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = 0
+        self.answered = asyncio.Event()
+
     def time(self) -> float:
         return super().time() + self.leapt_s
+
+    def call_soon_threadsafe(  # type: ignore[override]
+        self, callback: Any, *arguments: Any, context: Any = None
+    ) -> asyncio.Handle:
+        handle = super().call_soon_threadsafe(callback, *arguments, context=context)
+        if threading.current_thread().name == "outbox-store":
+            super().call_soon_threadsafe(self._count)
+        return handle
+
+    def _count(self) -> None:
+        self.answers += 1
+        self.answered.set()
 
 
 def run(test: Callable[[], Coroutine[Any, Any, Outcome]]) -> Outcome:
@@ -47,11 +66,38 @@ def run(test: Callable[[], Coroutine[Any, Any, Outcome]]) -> Outcome:
         return runner.run(test())
 
 
-def leap(seconds: float) -> None:
-    """That much time has passed on the loop."""
+def leaping(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """A test that runs on such a loop."""
+
+    @wraps(test)
+    def on_the_loop(**fixtures: Any) -> None:
+        run(lambda: test(**fixtures))
+
+    return on_the_loop
+
+
+def leaping_loop() -> LeapingLoop:
+    """The loop of this test."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, LeapingLoop)
-    loop.leapt_s += seconds
+    return loop
+
+
+def leap(seconds: float) -> None:
+    """That much time has passed on the loop."""
+    leaping_loop().leapt_s += seconds
+
+
+@asynccontextmanager
+async def one_batch() -> AsyncIterator[None]:
+    """What the block does has the store write a batch; leaves once that was answered, well or not."""
+    loop = leaping_loop()
+    wanted = loop.answers + 1
+    yield
+    async with asyncio.timeout(TIMEOUT_S):
+        while loop.answers < wanted:
+            loop.answered.clear()
+            await loop.answered.wait()
 
 
 def error(code: int) -> sqlite3.OperationalError:
@@ -80,10 +126,11 @@ class Disk:
         self.statements: list[str] = []
         self.connection: LedConnection
         self._failures: deque[tuple[str, sqlite3.Error]] = deque()
+        self._passing = 0
         self._open = threading.Event()
         self._open.set()
-        self._happened = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
+        loop = leaping_loop()
+        self._tell = partial(asyncio.SelectorEventLoop.call_soon_threadsafe, loop)
         self._held = asyncio.Event()
 
     def opening(self, path: Path, seal: Seal) -> sqlite3.Connection:
@@ -97,18 +144,20 @@ class Disk:
 
     def before(self, sql: str) -> None:
         if sql == "BEGIN IMMEDIATE" and not self._open.is_set():
-            self._loop.call_soon_threadsafe(self._held.set)
+            self._tell(self._held.set)
             assert self._open.wait(TIMEOUT_S)
         if self._failures and sql.startswith(self._failures[0][0]):
-            raise self._failures.popleft()[1]
+            self._passing -= 1
+            if self._passing < 0:
+                self._passing = 0
+                raise self._failures.popleft()[1]
 
     def after(self, sql: str) -> None:
         self.statements.append(sql)
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._happened.set)
 
-    def fail(self, statement: str, code: int = sqlite3.SQLITE_IOERR) -> None:
-        """The next statement that begins like that fails, after those that were told to before."""
+    def fail(self, statement: str, code: int = sqlite3.SQLITE_IOERR, *, passing: int = 0) -> None:
+        """The next statement that begins like that fails, or the one after so many; after those told to before."""
+        self._passing += passing
         self._failures.append((statement, error(code)))
 
     def hold(self) -> None:
@@ -135,15 +184,6 @@ class Disk:
         """How many that begin like that came through."""
         return sum(sql.startswith(statement) for sql in self.statements)
 
-    async def seen(self, statement: str, count: int) -> None:
-        """Once so many that begin like that have come through."""
-        async with asyncio.timeout(TIMEOUT_S):
-            while True:
-                self._happened.clear()
-                if self.count(statement) >= count:
-                    return
-                await self._happened.wait()
-
 
 class Stage:
     """One life of a core with its store. `managers` are those that were there again."""
@@ -152,6 +192,7 @@ class Stage:
         self.path = path
         self.disk = Disk()
         self.store = SqliteOutboxStore(path, KEY, self.disk.opening)
+        self.disk.statements.clear()
         self.core = Core(limits, store=self.store)
         if at is not None:
             self.core.clock.step_wall(at.unix - self.core.clock.time())
@@ -191,9 +232,24 @@ class Stage:
 
     async def flushed(self) -> None:
         """Once what is upkeep now is committed."""
-        commits = self.disk.count("COMMIT")
-        leap(FLUSH_S)
-        await self.disk.seen("COMMIT", commits + 1)
+        async with one_batch():
+            leap(FLUSH_S)
+
+    async def restarted(self) -> Stage:
+        """The next life, after an end in order; the time on the wall is the same."""
+        await self.store.close()
+        return Stage(self.path, limits=self.core.factory.limits, at=self.core.clock.now())
+
+    def after_crash(self, folder: Path) -> Stage:
+        """The next life, had it been killed now. This one can go on: the next has copies of its files."""
+        return Stage(self.copy(folder), limits=self.core.factory.limits, at=self.core.clock.now())
+
+    def resume(self, manager: IsolatedWebSocketManager, last_sequence: int) -> tuple[bool, list[bytes]]:
+        """A client comes back that has everything up to there: whether it is `full`, and what it is given."""
+        socket, at = self.core.socket(), self.core.clock.now()
+        full = manager.resume(manager.context, socket, last_sequence, at)
+        manager.resume_writing(at)
+        return full, socket.frames
 
     def copy(self, folder: Path) -> Path:
         """The files as a crash would leave them now."""
