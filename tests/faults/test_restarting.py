@@ -43,13 +43,14 @@ async def test_a_sidecar_that_is_told_to_stop_exits_0(tmp_path: Path) -> None:
 
 
 async def test_a_frozen_sidecar_goes_on(tmp_path: Path) -> None:
-    async with restarting_sidecar(tmp_path) as sidecar, sidecar.running.user("alice") as alice:
-        await sidecar.freeze()
-        state = Path(f"/proc/{sidecar.running.process.pid}/stat").read_text().rsplit(")")[-1].split()[0]
-        assert state == "T"
-        asked = asyncio.create_task(alice.frames_before_answer_to("probe"))
-        sidecar.thaw()
-        assert await asked == []
+    async with restarting_sidecar(tmp_path) as sidecar:
+        async with sidecar.running.user("alice") as alice:
+            await sidecar.freeze()
+            state = Path(f"/proc/{sidecar.running.process.pid}/stat").read_text().rsplit(")")[-1].split()[0]
+            assert state == "T"
+            asked = asyncio.create_task(alice.frames_before_answer_to("probe"))
+            sidecar.thaw()
+            assert await asked == []
         await sidecar.freeze()
     assert sidecar.running.process.returncode == 0
 
