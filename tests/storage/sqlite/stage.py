@@ -50,12 +50,12 @@ class LeapingLoop(asyncio.SelectorEventLoop):
     def call_soon_threadsafe(  # type: ignore[override]
         self, callback: Any, *arguments: Any, context: Any = None
     ) -> asyncio.Handle:
-        handle = super().call_soon_threadsafe(callback, *arguments, context=context)
         if threading.current_thread().name == "outbox-store":
-            super().call_soon_threadsafe(self._count)
-        return handle
+            return super().call_soon_threadsafe(self._answer, callback, *arguments)
+        return super().call_soon_threadsafe(callback, *arguments, context=context)
 
-    def _count(self) -> None:
+    def _answer(self, callback: Callable[..., None], *arguments: Any) -> None:
+        callback(*arguments)
         self.answers += 1
         self.answered.set()
 
