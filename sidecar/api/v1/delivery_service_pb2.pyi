@@ -525,8 +525,9 @@ class DeliverResponse(google.protobuf.message.Message):
 
     @typing.final
     class Dropped(google.protobuf.message.Message):
-        """Only for lanes with report_acknowledged: messages that expired unwritten, or that were announced to the client as a gap.
-        Not cumulative. What was dropped before the reports began is not told; a repeat of the message_id answers with its state.
+        """Only for lanes with report_acknowledged: messages that expired unwritten, or that a client which came back did not have
+        and is told of by a gap. Not cumulative; each once. What was dropped before the reports began is not told: a repeat of the
+        message_id answers with its state.
         """
 
         DESCRIPTOR: google.protobuf.descriptor.Descriptor
