@@ -8,7 +8,7 @@ from sidecar.config import StartError
 from sidecar.core.identity import Scope
 from sidecar.core.limits import Limits
 from sidecar.core.outbox import OutboxLimits
-from sidecar.security.files import SettingError
+from sidecar.security.files import SettingError, naming
 from sidecar.security.keys import load_key_set
 from sidecar.security.revocations import RevocationList
 from sidecar.security.service_auth import ServiceAuthenticator
@@ -115,7 +115,8 @@ def outbox_store(config: Config) -> MemoryOutboxStore | SqliteOutboxStore:
 
     assert storage.path is not None
     assert storage.key_file is not None
-    exists = storage.path.exists() and storage.path.stat().st_size > 0
+    with naming("storage.path", "opened"):
+        exists = storage.path.exists() and storage.path.stat().st_size > 0
     key = load_storage_key(storage.key_file, store_exists=exists)
     try:
         return SqliteOutboxStore(storage.path, key)
