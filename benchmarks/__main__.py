@@ -18,7 +18,7 @@ from benchmarks.report import Report, between_markers
 from benchmarks.results import Result
 from benchmarks.servers import cores
 from benchmarks.works import WORKS, Work
-from benchmarks.works.delivery import WAYS
+from benchmarks.works.delivery import PROFILED
 from benchmarks.works.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +29,7 @@ EPILOG = "\n".join(
     [
         "\b",
         f"Works, about {TOTAL_MINUTES:.0f} minutes in all:",
-        *(f"  {name:<12} {work.summary} ({work.minutes:g} min)" for name, work in WORKS.items()),
+        *(f"  {name:<16} {work.summary} ({work.minutes:g} min)" for name, work in WORKS.items()),
     ]
 )
 
@@ -49,7 +49,7 @@ EPILOG = "\n".join(
     "--profile",
     "profiled",
     multiple=True,
-    type=click.Choice(list(WAYS)),
+    type=click.Choice(list(PROFILED)),
     help="Measure nothing, and say where the time of a message goes; may be repeated.",
 )
 @click.option("--write", is_flag=True, help="Write the tables between their markers in docs/performance.md.")

@@ -51,7 +51,7 @@ class UnaryLoad:
         self._call: Any = channel.unary_unary(SEND_TO_USER)
         self._in_flight = in_flight
         self._choose = random.Random(SEED).choice
-        self._requests = [_unary_request(route) for route in routes]
+        self._requests = [unary_request(route) for route in routes]
 
     async def send(self, messages: int) -> list[float]:
         """Send so many; seconds of each call."""
@@ -71,10 +71,15 @@ class UnaryLoad:
         return latencies
 
 
-def _unary_request(route: Route) -> tuple[bytes, tuple[tuple[str, str], ...]]:
+def unary_request(route: Route) -> tuple[bytes, tuple[tuple[str, str], ...]]:
+    """A SendToUser, serialised, and its metadata."""
     request = pb.SendToUserRequest(isolation_key=route.isolation_key, message=MESSAGE)
-    metadata = (("x-context-token", route.context_token),) if route.context_token else ()
-    return request.SerializeToString(), metadata
+    return request.SerializeToString(), metadata_of(route)
+
+
+def metadata_of(route: Route) -> tuple[tuple[str, str], ...]:
+    """A unary call's metadata: the context token, where there is one."""
+    return (("x-context-token", route.context_token),) if route.context_token else ()
 
 
 class DeliverLoad:
@@ -103,8 +108,11 @@ class DeliverLoad:
 class DeliverStream:
     """One `Deliver` call with a lane for each of its users."""
 
-    def __init__(self, call: Call, users: int, messages_a_frame: int, window: asyncio.Semaphore) -> None:
+    def __init__(
+        self, call: Call, users: int, messages_a_frame: int, window: asyncio.Semaphore, durability: int | None
+    ) -> None:
         self._call = call
+        self._durability = durability
         self._messages_a_frame = messages_a_frame
         self._window = window
         self._written: deque[float] = deque()
@@ -153,6 +161,8 @@ class DeliverStream:
         for item in answer.receipts.items:
             if not item.HasField("receipt"):
                 raise RunFailed(f"a message was refused: {item!r}")
+            if self._durability is not None and item.receipt.durability != self._durability:
+                raise RunFailed(f"a message is kept elsewhere: {item!r}")
         return answer.receipts.items
 
 
@@ -163,15 +173,23 @@ def _frame(dice: random.Random, users: int, messages: int) -> bytes:
 
 @asynccontextmanager
 async def deliver_load(
-    channel: grpc.aio.Channel, routes: Sequence[Route], *, messages_a_frame: int, in_flight: int
+    channel: grpc.aio.Channel,
+    routes: Sequence[Route],
+    *,
+    messages_a_frame: int,
+    in_flight: int,
+    durability: int | None = None,
 ) -> AsyncIterator[DeliverLoad]:
-    """Streams with a lane for every user, open until the block ends; `in_flight` frames in all of them together."""
+    """Streams with a lane for every user, open until the block ends; `in_flight` frames in all of them together.
+
+    Every receipt must say that durability, if one is given.
+    """
     window = asyncio.Semaphore(in_flight)
     method: Any = channel.stream_stream(DELIVER, response_deserializer=pb.DeliverResponse.FromString)
     streams = []
     for start in range(0, len(routes), LANES_A_STREAM):
         some = routes[start : start + LANES_A_STREAM]
-        stream = DeliverStream(method(), len(some), messages_a_frame, window)
+        stream = DeliverStream(method(), len(some), messages_a_frame, window, durability)
         await stream.open_lanes(some)
         streams.append(stream)
     try:

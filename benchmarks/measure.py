@@ -125,14 +125,24 @@ class Window:
         return self.operations / self.wall_s
 
 
-async def window(pid: int, operations: int, work: Callable[[], Awaitable[Sequence[float]]]) -> Window:
-    """Do the work, which returns the latencies, and read the server's CPU around it."""
+async def window(
+    pid: int,
+    operations: int,
+    work: Callable[[], Awaitable[Sequence[float]]],
+    afterwards: Callable[[], Awaitable[None]] | None = None,
+) -> Window:
+    """Do the work, which returns the latencies, and read the server's CPU around it.
+
+    `afterwards` waits for what the server does late: its CPU counts to the work, its time does not.
+    """
     before = thread_cpu_ns(pid)
     if not before:
         raise ProcessLookupError(f"process {pid} has ended, or this kernel keeps no schedstat")
     started = time.perf_counter()
     latencies = await work()
     wall_s = time.perf_counter() - started
+    if afterwards is not None:
+        await afterwards()
     return Window(operations, cpu_s_between(before, thread_cpu_ns(pid)), wall_s, latencies)
 
 

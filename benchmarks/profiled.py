@@ -2,9 +2,8 @@
 
 SIGUSR1 starts it, SIGUSR2 ends it and writes the samples. On every few milliseconds of the process's CPU (ITIMER_PROF)
 the main thread's Python stack is noted, weighed with the CPU that this thread took since the sample before; what the
-process took beyond that is its other threads', gRPC's. A signal is seen between bytecodes, so that native code counts
-for the call that it was entered by. Imports the sidecar only
-to run it.
+process took beyond that is its other threads': gRPC's, and the store's. A signal is seen between bytecodes, so that
+native code counts for the call that it was entered by. Imports the sidecar only to run it.
 """
 
 from __future__ import annotations

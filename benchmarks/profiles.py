@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from benchmarks.report import Row, columns, markdown_table
 from benchmarks.servers import RunFailed, running_sidecar
-from benchmarks.works.delivery import USERS, WAYS
+from benchmarks.works.delivery import PROFILED, USERS, messages_of
 from benchmarks.works.plan import Plan
 from benchmarks.works.side import side
 
@@ -24,7 +24,7 @@ WINDOWS: Final = 8
 
 TOP: Final = 15
 WRITE_TIMEOUT_S: Final = 30.0
-OTHER_THREADS: Final = "gRPC's own threads"
+OTHER_THREADS: Final = "other threads: gRPC's own, the store's, the audit trail's"
 LOOP: Final = "event loop and native code that it calls (uvloop, gRPC core)"
 
 PARTS: Final = re.compile(r"/sidecar/(rpc|core|ws|security|storage|cluster|ops)/")
@@ -81,10 +81,11 @@ async def profile(plan: Plan, work: str) -> Profile:
     """Load a sidecar that samples itself. What it costs then is not what it costs otherwise; only shares are told."""
     with tempfile.TemporaryDirectory(prefix="sidecar-profile-") as folder:
         output = Path(folder, "samples.json")
-        way = WAYS[work]
+        way = PROFILED[work]
         runner = ("-m", "benchmarks.profiled", str(output))
-        async with side(running_sidecar(runner), USERS) as ours, way.load_of(ours) as load:
-            messages = plan.count(way.messages)
+        running = running_sidecar(runner, settings=way.settings)
+        async with side(running, USERS, way.client, way.late_s) as ours, way.load_of(ours) as load:
+            messages = messages_of(plan, way)
             await ours.measure(load, messages)
             os.kill(ours.server.pid, signal.SIGUSR1)
             for _ in range(WINDOWS):

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from benchmarks.measure import Spread
-from benchmarks.results import RATIO, Pace, Result
+from benchmarks.results import RATIO, Pace, Result, Target
 
 Row = tuple[str, ...]
 
-COST_HEAD: Final[Row] = ("work", "sidecar", "against", "ratio (10–90 %)", "noise (10–90 %)", "at most", "verdict", "n")
+COST_HEAD: Final[Row] = ("work", "sidecar", "against", "ratio (10–90 %)", "noise (10–90 %)", "target", "verdict", "n")
 PACE_HEAD: Final[Row] = ("work", "side", "a second", "p50", "p99", "p99.9")
 
 
@@ -61,15 +61,13 @@ def between_markers(page: str, name: str, text: str) -> str:
 
 
 def _cost_row(result: Result) -> Row:
-    target = result.target
-    unit = "" if target is None or target.unit == RATIO else f" {target.unit}"
     return (
         result.title,
         _amount(result.ours, result.unit),
         "" if result.floor is None else f"{result.floor_is}: {_amount(result.floor, result.unit)}",
         _spread(result.ratio, RATIO),
         _spread(result.noise),
-        "" if target is None else f"{target.at_most:g}{unit or f' {RATIO}'}",
+        _bound(result.target),
         result.verdict,
         str(result.samples or ""),
     )
@@ -82,6 +80,10 @@ def _pace_rows(results: Iterable[Result]) -> list[Row]:
 def _pace_row(work: str, pace: Pace) -> Row:
     waits = tuple(f"{wait * 1e3:.1f} ms" for wait in (pace.p50_s, pace.p99_s, pace.p999_s))
     return (work, pace.side, f"{pace.rate:,.0f}", *waits)
+
+
+def _bound(target: Target | None) -> str:
+    return "" if target is None else f"{'≥' if target.at_least else '≤'} {target.bound:,g} {target.unit}"
 
 
 def _amount(value: float | None, unit: str) -> str:

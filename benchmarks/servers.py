@@ -22,6 +22,7 @@ import jwt
 from benchmarks.as_installed import packages_beyond
 
 ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build"
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 30.0
 TOKEN_LIFE_S = 3_600
@@ -42,6 +43,17 @@ key_file = "{folder}/user.key"
 [audit]
 path = "{folder}/audit.jsonl"
 """
+
+
+SQLITE = """\
+[storage]
+kind = "sqlite"
+path = "{folder}/outbox.db"
+key_file = "{folder}/storage.key"
+[context_tokens]
+key_file = "{folder}/context.key"
+"""
+"""Settings besides: contexts and messages are kept on disk."""
 
 
 class Cores(NamedTuple):
@@ -106,10 +118,16 @@ class SidecarDialect:
         self._secret = secret
 
     def hello(self, user: str) -> bytes:
+        return json.dumps({"type": "hello", "token": self._token(user)}).encode()
+
+    def hello_again(self, user: str, resume: dict[str, Any]) -> bytes:
+        """The first frame of a client that wants its context back."""
+        return json.dumps({"type": "hello", "token": self._token(user), "resume": resume}).encode()
+
+    def _token(self, user: str) -> str:
         now = int(time.time())
         claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": user, "iat": now, "exp": now + TOKEN_LIFE_S}
-        token = jwt.encode(claims, self._secret, algorithm="HS256")
-        return json.dumps({"type": "hello", "token": token}).encode()
+        return jwt.encode(claims, self._secret, algorithm="HS256")
 
     def route(self, user: str, answer: bytes) -> Route:
         welcome = json.loads(answer)
@@ -147,14 +165,18 @@ async def running_floor() -> AsyncIterator[Server]:
 
 
 @asynccontextmanager
-async def running_sidecar(runner: Sequence[str] | None = None, *, pinned: bool = True) -> AsyncIterator[Server]:
-    """The sidecar with its default settings, until the block ends. `runner` is what Python runs it with.
+async def running_sidecar(
+    runner: Sequence[str] | None = None, *, settings: str = "", pinned: bool = True
+) -> AsyncIterator[Server]:
+    """The sidecar with its default settings but for those, until the block ends. `runner` is what Python runs it with.
 
-    By default as its users have it: what the developers' environment adds is not there for it.
+    By default as its users have it: what the developers' environment adds is not there for it. Its files are on the
+    checkout's disk, since a system's folder for temporary files may be in memory.
     """
-    with tempfile.TemporaryDirectory(prefix="sidecar-bench-") as folder:
+    BUILD.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="sidecar-bench-", dir=BUILD) as folder:
         secret = secrets.token_hex(32)
-        config = _write_settings(Path(folder), secret)
+        config = _write_settings(Path(folder), secret, settings)
         command = [sys.executable, *(runner or _as_installed()), "serve", "--config", str(config)]
         async with _running(command, SidecarDialect(secret), pinned=pinned) as server:
             yield server
@@ -165,12 +187,12 @@ def _as_installed() -> tuple[str, ...]:
     return "-m", "benchmarks.as_installed", ",".join(sorted(packages_beyond(ROOT / "requirements.lock")))
 
 
-def _write_settings(folder: Path, secret: str) -> Path:
+def _write_settings(folder: Path, secret: str, settings: str) -> Path:
     key = folder / "user.key"
     key.touch(mode=0o600)
     key.write_text(secret)
     config = folder / "sidecar.toml"
-    config.write_text(CONFIG.format(issuer=ISSUER, audience=AUDIENCE, folder=folder))
+    config.write_text((CONFIG + settings).format(issuer=ISSUER, audience=AUDIENCE, folder=folder))
     return config
 
 

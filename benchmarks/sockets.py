@@ -1,20 +1,22 @@
 """WebSocket clients that cost next to nothing, so that the load is not what limits the server.
 
 They do the handshake and the first frame each way (RFC 6455 §4.1, §5), then count what arrives and answer pings. They
-acknowledge nothing, for which the floor would have no counterpart.
+acknowledge nothing, for which the floor would have no counterpart; `benchmarks.acks` has those that do.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import IntEnum
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeVar, cast
 
 from benchmarks.servers import Route, RunFailed, Server
 
+HOST = "127.0.0.1"
 CONNECTS_AT_ONCE = 50
 SOURCE_ADDRESSES = 8
 ANSWER_TIMEOUT_S = 30.0
@@ -24,6 +26,14 @@ NORMAL_CLOSURE = (1000).to_bytes(2)
 _SHORT, _TWO_BYTES, _EIGHT_BYTES = 125, 126, 127
 _FINAL, _MASKED = 0x80, 0x80
 _NO_MASK = bytes(4)
+
+
+SocketOption = tuple[int, int, int | bytes]
+"""Level, name and value of `setsockopt`."""
+
+
+class NotLetIn(RunFailed):
+    """The server ended a socket before it answered."""
 
 
 class Opcode(IntEnum):
@@ -63,10 +73,14 @@ def read_frame(data: bytes, start: int) -> Frame | None:
 
 
 class Tally:
-    """How many messages have arrived at all the sockets of a crowd, and whether one of them was lost."""
+    """How many messages have arrived at all the sockets of a crowd, and whether one of them was lost.
+
+    `acks` is how many frames have acknowledged them, where clients do.
+    """
 
     def __init__(self) -> None:
         self.count = 0
+        self.acks = 0
         self._goal = 0
         self._changed = asyncio.Event()
         self._lost = ""
@@ -116,6 +130,11 @@ class Client(asyncio.Protocol):
         self._closing = True
         self._transport.write(client_frame(Opcode.CLOSE, NORMAL_CLOSURE))
 
+    def cut(self) -> None:
+        """End the TCP connection without a word."""
+        self._closing = True
+        self._transport.abort()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's has another base
         self._transport.write(self._request)
@@ -125,24 +144,27 @@ class Client(asyncio.Protocol):
         if not self._upgraded:
             data = self._finish_handshake(data)
         messages = start = 0
+        last = b""
         while self._upgraded and (frame := read_frame(data, start)) is not None:
             start = frame.end
             if frame.opcode == Opcode.TEXT:
-                messages += self._take_text(frame.payload)
+                if self._is_message(frame.payload):
+                    messages += 1
+                    last = frame.payload
             elif frame.opcode == Opcode.PING:
                 self._transport.write(client_frame(Opcode.PONG, frame.payload))
             elif frame.opcode == Opcode.CLOSE:
                 self._take_close(frame.payload)
         self._buffer = data[start:]
         if messages:
-            self._tally.add(messages)
+            self._took(messages, last)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.closed.done():
             self.closed.set_result(None)
         if not self.answered.done():
             refused = self._end or self._buffer[:100].decode(errors="replace")
-            self.answered.set_exception(RunFailed(f"a socket ended before it was answered: {refused}"))
+            self.answered.set_exception(NotLetIn(f"a socket ended before it was answered: {refused}"))
         elif not self._closing:
             self._tally.lose(f"a socket was lost: {self._end or exc}")
 
@@ -161,24 +183,57 @@ class Client(asyncio.Protocol):
         if not self._closing:
             self._transport.write(client_frame(Opcode.CLOSE, payload))
 
-    def _take_text(self, payload: bytes) -> int:
-        """How many messages a text frame is: all but the first, which is the answer to the client's own."""
+    def _is_message(self, payload: bytes) -> bool:
+        """True for all text frames but the first, which is the answer to the client's own."""
         if self.answered.done():
-            return 1
+            return True
         self.answered.set_result(payload)
-        return 0
+        return False
+
+    def _took(self, messages: int, last: bytes) -> None:
+        """So many messages came in one read; `last` is the payload of the last."""
+        self._tally.add(messages)
+
+
+ClientOf = Callable[[bytes, bytes, Tally], Client]
+"""Makes a client of its request, its first frame, and the tally that it counts in."""
+
+C = TypeVar("C", bound=Client)
+
+
+async def dial(port: int, place: int, client: C, options: Sequence[SocketOption] = ()) -> C:
+    """Connect that client, in the `place`-th socket of its crowd. The options are set before it connects."""
+    # Several source addresses: one has fewer free ports (ip_local_port_range) than there are sockets.
+    source = (f"127.0.0.{2 + place % SOURCE_ADDRESSES}", 0)
+    loop = asyncio.get_running_loop()
+    if not options:
+        await loop.create_connection(lambda: client, HOST, port, local_addr=source)
+        return client
+    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        made.setblocking(False)
+        for option in options:
+            made.setsockopt(*option)
+        made.bind(source)
+        await loop.sock_connect(made, (HOST, port))
+        await loop.create_connection(lambda: client, sock=made)
+    except BaseException:
+        made.close()
+        raise
+    return client
 
 
 class Crowd:
     """Users connected to one server, each on a socket of its own."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, client: ClientOf = Client, options: Sequence[SocketOption] = ()) -> None:
         self.routes: list[Route] = []
         self.tally = Tally()
         self._server = server
         self._clients: list[Client] = []
-        protocol = server.dialect.subprotocol
-        self._request = _upgrade_request(server.websocket_port, protocol)
+        self._client_of = client
+        self._options = options
+        self._request = upgrade_request(server)
 
     async def join(self, users: Sequence[str]) -> list[float]:
         """Connect them, some at once, in order; how long each took, from the TCP connection to the first answer."""
@@ -213,28 +268,23 @@ class Crowd:
         self.routes.clear()
 
     async def _connect(self, place: int, hello: bytes) -> bytes:
-        # Several source addresses: one has fewer free ports (ip_local_port_range) than there are sockets.
-        source = f"127.0.0.{2 + place % SOURCE_ADDRESSES}"
-        _, client = await asyncio.get_running_loop().create_connection(
-            lambda: Client(self._request, hello, self.tally),
-            "127.0.0.1",
-            self._server.websocket_port,
-            local_addr=(source, 0),
-        )
+        client = self._client_of(self._request, hello, self.tally)
+        await dial(self._server.websocket_port, place, client, self._options)
         self._clients.append(client)
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             return await client.answered
 
 
-def _upgrade_request(port: int, subprotocol: str | None) -> bytes:
+def upgrade_request(server: Server) -> bytes:
+    """The handshake of a client of that server."""
     lines = [
         "GET /v1/connect HTTP/1.1",
-        f"Host: 127.0.0.1:{port}",
+        f"Host: {HOST}:{server.websocket_port}",
         "Upgrade: websocket",
         "Connection: Upgrade",
         "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
         "Sec-WebSocket-Version: 13",
     ]
-    if subprotocol is not None:
-        lines.append(f"Sec-WebSocket-Protocol: {subprotocol}")
+    if server.dialect.subprotocol is not None:
+        lines.append(f"Sec-WebSocket-Protocol: {server.dialect.subprotocol}")
     return "\r\n".join([*lines, "", ""]).encode()

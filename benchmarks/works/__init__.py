@@ -7,7 +7,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from benchmarks.results import Result
-from benchmarks.works import connect, crowd, delivery, memory, start
+from benchmarks.works import connect, crowd, delivery, memory, resume, sqlite, stalled, start, storm
 from benchmarks.works.plan import Plan
 
 Run = Callable[[Plan], Coroutine[None, None, list[Result]]]
@@ -32,10 +32,22 @@ def _way(name: str) -> Run:
     return partial(delivery.compare_way, name=name)
 
 
+def _acks(name: str) -> Run:
+    return partial(delivery.compare_acks, name=name)
+
+
 WORKS: Final = {
     "unary": Work(_way("unary"), "CPU of a SendToUser call", 0.7),
     "deliver-100": Work(_way("deliver-100"), "CPU of a message, 100 a Deliver frame", 0.5),
     "deliver-1": Work(_way("deliver-1"), "CPU of a message, 1 a Deliver frame", 0.7),
+    "unary-acks": Work(_acks("unary"), "the same as unary, with acknowledgements", 0.7, 400),
+    "deliver-100-acks": Work(_acks("deliver-100"), "the same as deliver-100, with acknowledgements", 0.5, 400),
+    "sqlite": Work(sqlite.sqlite, "CPU and pace of a message that is kept on disk", 0.8),
+    "resume": Work(resume.resume, "seconds until one who comes back has what was sent", 0.3),
+    "storm": Work(storm.storm, "seconds until all are back who were cut off at once", 0.3, storm.USERS),
+    "stalled": Work(
+        stalled.stalled, "memory of those who do not read, and others' time beside them", 0.5, 2 * stalled.READERS
+    ),
     "connect": Work(connect.connect, "CPU of a connection: token, manager, audit, welcome", 0.9, connect.CONNECTS),
     "start": Work(start.start, "seconds to SERVING, and VmRSS at rest", 0.5),
     "memory": Work(memory.memory, "memory of an idle connection", 1.5, memory.CONNECTIONS),

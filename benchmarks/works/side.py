@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import grpc
 
 from benchmarks.load import Load
-from benchmarks.measure import Window, window
+from benchmarks.measure import Window, quiet, window
 from benchmarks.servers import Server
-from benchmarks.sockets import Crowd
+from benchmarks.sockets import Client, ClientOf, Crowd
 
 WINDOW_TIMEOUT_S = 120.0
 """Many times what a window takes: an answer that never comes is a failure, not a wait."""
@@ -20,11 +20,12 @@ WINDOW_TIMEOUT_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A server with its users."""
+    """A server with its users. `late_s`: how late what the messages lead to comes, such as acknowledgements; or 0."""
 
     server: Server
     crowd: Crowd
     channel: grpc.aio.Channel
+    late_s: float = 0.0
 
     async def measure(self, load: Load, messages: int) -> Window:
         """Send so many messages, and wait until every one has arrived at a socket."""
@@ -37,13 +38,19 @@ class Side:
             await tally.reach(goal)
             return latencies
 
-        return await window(self.server.pid, messages, send)
+        return await window(self.server.pid, messages, send, self._late if self.late_s else None)
+
+    async def _late(self) -> None:
+        await asyncio.sleep(self.late_s)
+        await quiet(self.server.pid)
 
 
 @asynccontextmanager
-async def side(running: AbstractAsyncContextManager[Server], users: int) -> AsyncIterator[Side]:
+async def side(
+    running: AbstractAsyncContextManager[Server], users: int, client: ClientOf = Client, late_s: float = 0.0
+) -> AsyncIterator[Side]:
     """A server with so many users connected."""
     async with running as server, grpc.aio.insecure_channel(server.grpc_target) as channel:
-        crowd = Crowd(server)
+        crowd = Crowd(server, client)
         await crowd.join([f"user-{number}" for number in range(users)])
-        yield Side(server, crowd, channel)
+        yield Side(server, crowd, channel, late_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,26 @@ async def test_a_window_has_the_process_s_cpu_and_the_callers_waits() -> None:
     assert measured.cost == pytest.approx(measured.cpu_s / 2)
     assert measured.rate == pytest.approx(2 / measured.wall_s)
     assert Window(10, 2.0, 4.0, ()).rate == pytest.approx(2.5)
+
+
+async def test_what_comes_late_counts_to_the_work_s_cpu_and_not_to_its_time() -> None:
+    steps = ""
+
+    async def work() -> list[float]:
+        nonlocal steps
+        steps += "w"
+        return []
+
+    async def afterwards() -> None:
+        nonlocal steps
+        steps += "a"
+        while time.thread_time() < busy_until:
+            pass
+
+    busy_until = time.thread_time() + 0.05
+    measured = await window(os.getpid(), 1, work, afterwards)
+    assert steps == "wa"
+    assert measured.wall_s < 0.04 < measured.cpu_s
 
 
 async def test_nothing_is_measured_of_a_process_that_has_ended() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.measure import Amount, Comparison, Spread, Triple, Window
 from benchmarks.report import Report, between_markers
-from benchmarks.results import TARGETS, Pace, Result, compared, compared_windows
+from benchmarks.results import TARGETS, Pace, Result, Target, compared, compared_windows
 
 PAGE = "# A page\n\n<!-- bench: begin -->\nold\n<!-- bench: end -->\n\nThe rest.\n"
 
@@ -25,6 +25,9 @@ def windows(floor_s: float, our_s: float) -> Comparison[Window]:
         (Result("unary", "t", ours=1.0, ratio=Spread(1.43, 1.0, 2.0)), "missed by 10.0 %"),
         (Result("start", "t", "s", ours=1.0), "met"),
         (Result("idle-rss", "t", "MB", ours=170.0), "missed by 100.0 %"),
+        (Result("sqlite-rate", "t", "/s", ours=15_000.0), "met"),
+        (Result("sqlite-rate", "t", "/s", ours=30_000.0), "met"),
+        (Result("sqlite-rate", "t", "/s", ours=13_500.0), "missed by 10.0 %"),
         (Result("crowd-spread", "t", ours=1.0, ratio=Spread(9.0, 9.0, 9.0)), "told"),
         (Result("unary", "t", note="not run: needs 7 descriptors"), "not run"),
     ],
@@ -34,16 +37,27 @@ def test_a_verdict_holds_the_ratio_or_the_figure_against_the_target(result: Resu
 
 
 def test_the_targets_are_those_asked_for() -> None:
-    assert {name: (target.at_most, target.unit) for name, target in TARGETS.items()} == {
+    at_most = {name: (target.bound, target.unit) for name, target in TARGETS.items() if not target.at_least}
+    assert at_most == {
         "unary": (1.3, "×"),
         "deliver-100": (1.4, "×"),
         "deliver-1": (1.25, "×"),
+        "unary-acks": (1.3, "×"),
+        "deliver-100-acks": (1.4, "×"),
+        "sqlite": (2.5, "×"),
+        "resume": (50.0, "ms"),
+        "storm": (15.0, "s"),
+        "stalled-memory": (1.0, "×"),
+        "stalled-beside": (2.0, "×"),
         "connect": (2.5, "×"),
         "memory": (1.5, "×"),
         "crowd-active": (1.25, "×"),
         "crowd-memory": (1.1, "×"),
         "start": (1.0, "s"),
         "idle-rss": (85.0, "MB"),
+    }
+    assert {name: target for name, target in TARGETS.items() if target.at_least} == {
+        "sqlite-rate": Target(15_000, "/s", at_least=True)
     }
 
 
@@ -82,12 +96,18 @@ def test_the_text_has_a_line_a_result_and_a_line_a_side() -> None:
     assert "QUICK" not in text
     line = next(line for line in text.splitlines() if line.startswith("SendToUser: CPU a call"))
     assert [cell.strip() for cell in line.split("  ") if cell] == [
-        "SendToUser: CPU a call", "143 µs", "floor: 100 µs", "1.43 ×", "1.00", "1.3 ×", "missed by 10.0 %", "1",
+        "SendToUser: CPU a call", "143 µs", "floor: 100 µs", "1.43 ×", "1.00", "≤ 1.3 ×", "missed by 10.0 %", "1",
     ]  # fmt: skip
     assert "0.59 s" in text
     assert "Many: not run: needs 16,200 descriptors, has 1,024" in text
     pace = next(line for line in text.splitlines() if "sidecar  " in line and "ms" in line)
     assert [cell.strip() for cell in pace.split("  ") if cell] == ["SendToUser", "sidecar", "25", *["3.0 ms"] * 3]
+
+
+def test_a_target_says_on_which_side_of_it_is_right() -> None:
+    report = Report([Result("sqlite-rate", "Messages", "/s", ours=20_500.0)], {})
+    line = next(line for line in report.text().splitlines() if line.startswith("Messages"))
+    assert [cell.strip() for cell in line.split("  ") if cell] == ["Messages", "20,500 /s", "≥ 15,000 /s", "met"]
 
 
 def test_a_quick_run_says_that_it_means_nothing() -> None:
@@ -101,7 +121,7 @@ def test_the_json_has_everything_and_the_verdicts() -> None:
     assert document["facts"] == {"machine": "a machine"}
     unary, start, crowd = document["results"]
     assert unary["verdict"] == "missed by 10.0 %"
-    assert unary["target"] == {"at_most": 1.3, "unit": "×"}
+    assert unary["target"] == {"bound": 1.3, "unit": "×", "at_least": False}
     assert unary["ratio"].keys() == {"median", "low", "high"}
     assert [pace["side"] for pace in unary["paces"]] == ["floor", "sidecar"]
     assert (start["verdict"], crowd["verdict"]) == ("met", "not run")

@@ -16,9 +16,13 @@ from benchmarks.works import WORKS
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
+TOLD = {"crowd-spread", "sqlite-silent", "resume-sqlite"}
 RESULTS = {
     "start": ["start", "idle-rss"],
     "crowd": ["crowd-active", "crowd-spread", "crowd-memory"],
+    "sqlite": ["sqlite", "sqlite-rate", "sqlite-silent"],
+    "resume": ["resume", "resume-sqlite"],
+    "stalled": ["stalled-memory", "stalled-beside"],
 }
 
 
@@ -56,14 +60,15 @@ async def test_a_work_ends_and_is_told_twice(work: str, tmp_path: Path) -> None:
 
 def test_every_target_has_a_result() -> None:
     results = {result for work in WORKS for result in RESULTS.get(work, [work])}
-    assert results == {*TARGETS, "crowd-spread"}
+    assert results == TARGETS.keys() | TOLD
 
 
-async def test_a_profile_says_where_the_time_goes() -> None:
-    code, output = await bench("--quick", "--profile", "deliver-100")
+@pytest.mark.parametrize(("work", "part"), [("deliver-100", "sidecar.core"), ("deliver-sqlite", "sidecar.storage")])
+async def test_a_profile_says_where_the_time_goes(work: str, part: str) -> None:
+    code, output = await bench("--quick", "--profile", work)
     assert code == 0, output
-    assert "deliver-100: CPU by group" in output
-    assert "sidecar.core" in output
+    assert f"{work}: CPU by group" in output
+    assert part in output
     assert "DeliverStream" in output
 
 
