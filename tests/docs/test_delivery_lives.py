@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from urllib.request import urlopen
 
 import pytest
 from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from sidecar.api.v1 import context_service_pb2, delivery_service_pb2, types_pb2
 from tests.support.restarting import RestartingSidecar, restarting_sidecar
@@ -112,6 +114,45 @@ async def test_one_process_has_the_database(tmp_path: Path) -> None:
         second = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=30)
     assert second.returncode == 1
     assert second.stderr.splitlines()[-1] == "storage.path: the database is in use by another process"
+
+
+async def test_a_disk_that_takes_no_more_refuses_and_then_goes_on(tmp_path: Path) -> None:
+    """No file may grow past what the log has by now, which the audit trail is far from."""
+    with running_sidecar(tmp_path, sqlite(tmp_path)) as sidecar:
+        async with sidecar.user("alice") as alice, sidecar.service() as service:
+
+            async def send(payload: bytes, message_id: str) -> Any:
+                return await service.send(alice.isolation_key, alice.context_token, payload, message_id=message_id)
+
+            await send(b'"%b"' % (b"x" * 200_000), "m-1")
+            assert (await alice.frame())["sequence"] == 1
+            limit = (tmp_path / "outbox.db-wal").stat().st_size
+            resource.prlimit(sidecar.process.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+            refused = await refusal(send(b'"kept"', "m-2"))
+            assert (refused.code, refused.reason) == ("UNAVAILABLE", "OUTCOME_UNKNOWN")
+            assert await closed_with(sidecar, "bob") == (1013, "overloaded")
+            headers = {"Authorization": f"Bearer {sidecar.user_token('carol')}"}
+            with pytest.raises(InvalidStatus) as raw:
+                await connect(sidecar.websocket_url, subprotocols=RAW, additional_headers=headers)
+            assert (raw.value.response.status_code, raw.value.response.body) == (503, b"storage unavailable\n")
+            assert await status(sidecar, "readyz") == 200
+            resource.prlimit(sidecar.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+            receipt = await send(b'"kept"', "m-2")
+            assert (receipt.sequence, receipt.duplicate) == (2, False)
+            assert (await alice.frame())["data"] == "kept"
+            async with sidecar.user("bob") as bob:
+                assert bob.welcome["recovery"] == "new"
+        log = (tmp_path / "log.jsonl").read_text()
+        assert log.index("the store cannot be written") < log.index("the store can be written again")
+
+
+async def closed_with(sidecar: RunningSidecar, subject: str) -> tuple[int, str]:
+    """How a socket ends whose hello is refused."""
+    with pytest.raises(ConnectionClosed) as closed:
+        async with sidecar.user(subject):
+            pass
+    assert closed.value.rcvd is not None
+    return closed.value.rcvd.code, closed.value.rcvd.reason
 
 
 async def test_while_it_drains_it_is_alive_and_not_ready(tmp_path: Path) -> None:
