@@ -31,7 +31,7 @@ PREFACE: Final = ROOT / "scripts" / "api_preface.md"
 CONTENTS: Final = "<!-- contents -->\n"
 SERVICES: Final = ("delivery", "context", "agent", "admin")
 """The order in which a reader needs them."""
-NOT_SERVED: Final = frozenset({"Attach", "RevokeUser", "TailAuditLog"})
+NOT_SERVED: Final = frozenset({"RevokeUser", "TailAuditLog"})
 """In the contract and answered UNSUPPORTED; tests/docs holds this against a running sidecar."""
 ELSEWHERE: Final = {
     ".google.protobuf.Duration": "https://protobuf.dev/reference/protobuf/google.protobuf/#duration",

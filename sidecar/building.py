@@ -39,6 +39,7 @@ def limits_of(config: Config) -> Limits:
         max_message_bytes=limits.max_message_bytes,
         queued_bytes_per_user=limits.queued_bytes_per_user,
         messages_per_second_per_user=limits.messages_per_second_per_user,
+        stream_idle_timeout_s=config.streams.idle_timeout_s,
         outbox=OutboxLimits(
             max_messages=outbox.max_messages,
             max_bytes=outbox.max_bytes,

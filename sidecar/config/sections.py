@@ -233,7 +233,7 @@ class StreamSettings(_Section):
         default=120.0,
         ge=0.1,
         le=DAY_S,
-        description="Seconds of silence that end a stream. Without effect in this version, which serves no streams.",
+        description="Seconds of silence after which the sidecar ends a stream, with state error.",
     )
 
 

@@ -7,6 +7,7 @@ from heapq import heapify, heappop, heappush
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from sidecar.core.agents import AgentRegistry
 from sidecar.core.close_codes import Close, CloseCode, catalogued
 from sidecar.core.errors import ErrorReason, ManagerGone, ResourceExhausted, Unavailable
 from sidecar.core.limits import UserLevelResourceManager
@@ -34,11 +35,13 @@ class WebSocketManagerFactory:
         clock: Clock,
         counters: SecurityCounters,
         randomness: Randomness,
+        agents: AgentRegistry | None = None,
     ) -> None:
         self.limits = limits
+        self.agents = agents or AgentRegistry(randomness)
         self.draining = False
         self._resources = UserLevelResourceManager(limits)
-        self._ports = ManagerPorts(self._resources, store, self._forget, self._schedule)
+        self._ports = ManagerPorts(self._resources, store, self.agents, self._forget, self._schedule)
         self._owners = owners
         self._clock = clock
         self._counters = counters

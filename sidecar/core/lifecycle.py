@@ -129,7 +129,8 @@ class ConnectionLifecycleManager:
         if manager.detached_at is not None and now >= manager.detached_at + limits.outbox.resume_window_s:
             manager.end("resume_window_over", catalogued(CloseCode.GOING_AWAY), at)
             return inf
-        if now >= manager.last_activity.monotonic + limits.idle_timeout_s:
+        silence = manager.end_silent_streams(at)
+        if now >= manager.last_activity.monotonic + limits.idle_timeout_s and not manager.conversation.streaming:
             manager.end("idle", catalogued(CloseCode.IDLE), at)
             return inf
         for attach_id, health in tuple(self._sockets.items()):
@@ -139,7 +140,8 @@ class ConnectionLifecycleManager:
         if manager.ended:  # a raw context ends with its socket
             return inf
         manager.drop_expired(now)
-        return self._next_due(now)
+        # One that found no room is tried again at the next look.
+        return min(self._next_due(now), max(silence, now + 1.0))
 
     def force_cleanup_all(self, close: Close, reason: str, at: Instant) -> None:
         """End the context now."""
@@ -186,6 +188,8 @@ class ConnectionLifecycleManager:
     def _next_due(self, now: float | None) -> float:
         manager, limits = self._manager, self._limits
         due = manager.last_activity.monotonic + limits.idle_timeout_s
+        if now is not None and manager.conversation.streaming:
+            due = max(due, now + 1.0)
         if manager.detached_at is not None:
             due = min(due, manager.detached_at + limits.outbox.resume_window_s)
         for health in self._sockets.values():

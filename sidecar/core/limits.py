@@ -27,6 +27,7 @@ class Limits:
     max_message_bytes: int = 262_144
     queued_bytes_per_user: int = 16 * 1024 * 1024
     messages_per_second_per_user: float = 0.0
+    stream_idle_timeout_s: float = 120.0
     outbox: OutboxLimits = field(default_factory=OutboxLimits)
 
 

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sidecar.core.close_codes import Close, CloseCode, catalogued
+from sidecar.core.conversation import Conversation
 from sidecar.core.errors import (
     ErrorReason,
     FailedPrecondition,
@@ -30,6 +33,8 @@ from sidecar.core.message import (
     Message,
     PendingReceipt,
     Receipt,
+    StreamPlace,
+    StreamState,
     check_message,
     fingerprint,
 )
@@ -38,8 +43,11 @@ from sidecar.core.outcomes import Outcomes
 from sidecar.core.ports import AuditEvent
 from sidecar.core.statistics import ManagerStatistics
 from sidecar.core.stored import Creation, MessageIdentity, StoredContext, StoredState
+from sidecar.core.streams import Chunk
 
 if TYPE_CHECKING:
+    from sidecar.core.agents import AgentRegistry
+    from sidecar.core.deliveries import InboundMessage
     from sidecar.core.identity import UserExecutionContext
     from sidecar.core.limits import UserAccount, UserLevelResourceManager
     from sidecar.core.outcomes import OutcomeListener, OutcomeWait
@@ -54,6 +62,7 @@ class _Unconfirmed(NamedTuple):
     message_id: str
     accepted: Instant
     pending: PendingReceipt
+    stream: StreamPlace | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +71,7 @@ class ManagerPorts:
 
     resources: UserLevelResourceManager
     store: OutboxStore
+    agents: AgentRegistry
     on_end: Callable[[IsolatedWebSocketManager, UserAccount, str, Instant], None]
     schedule: Callable[[IsolatedWebSocketManager, float], None]
 
@@ -111,6 +121,7 @@ class IsolatedWebSocketManager:
         self._max_queued_bytes = ports.resources.limits.queued_bytes_per_user
         self._encoder = encoder
         self._store = ports.store
+        self.conversation = Conversation(context, ports.agents)
         self.epoch = epoch
         self._message_id_prefix = message_id_prefix
         self._on_end = ports.on_end
@@ -169,6 +180,7 @@ class IsolatedWebSocketManager:
         everything that the client missed is kept (`full`), else gaps stand in its place (`gap`).
         """
         self.add_connection(context, socket, at)
+        self.conversation.back(at)
         outbox, before = self.outbox, self.outbox.acknowledged
         self.drop_expired(at.monotonic)
         full, freed = outbox.rewind(last_sequence)
@@ -195,7 +207,7 @@ class IsolatedWebSocketManager:
             return False
         self._detach(self.primary, code, at)
         if code == CloseCode.NORMAL or self.ends_with_socket:
-            self.end("client_closed" if code == CloseCode.NORMAL else "socket_lost", None, at)
+            self.end("client_closed" if code == CloseCode.NORMAL else "socket_lost", None, at, code=code)
         return True
 
     def close_connection(self, socket: Socket, close: Close, at: Instant) -> None:
@@ -206,7 +218,7 @@ class IsolatedWebSocketManager:
         elif self.primary is socket:
             self._detach(socket, close.code, at)
             if self.ends_with_socket:
-                self.end(close.text, None, at)
+                self.end(close.text, None, at, code=close.code)
 
     def cleanup_all_connections(self, context: UserExecutionContext, close: Close, reason: str, at: Instant) -> int:
         """End the context: close every socket with `close`, drop the outbox. Returns how many sockets there were."""
@@ -295,6 +307,20 @@ class IsolatedWebSocketManager:
             self.lifecycle.look_by(entry.expires_at)
         return self._watched().wait(sequence, done)
 
+    def receive(self, message: InboundMessage, at: Instant) -> bool:
+        """Queue a client's message for the agent service that takes it; True when it was accepted before.
+
+        Raises NO_AGENT, AGENT_BUSY or MESSAGE_ID_REUSED; then nothing was accepted.
+        """
+        self.touch(at)
+        return self.conversation.receive(message, at)
+
+    def cancel(self, stream_id: str | None, message_id: str | None, at: Instant) -> None:
+        """The client wants no more of a stream, or of the answer to its message; whoever sends it is told."""
+        self.touch(at)
+        if self.conversation.cancel(stream_id, message_id):
+            self._store.changed(self.isolation_key)
+
     def stop_waiting(self, wait: OutcomeWait) -> None:
         """Forget a wait. Idempotent."""
         if self._outcomes is not None:
@@ -318,12 +344,17 @@ class IsolatedWebSocketManager:
         """The client did something that counts as activity: a message, a cancel, a refresh."""
         self.last_activity = at
 
-    def end(self, reason: str, close: Close | None, at: Instant) -> None:
-        """End for good: sockets (`close` None: going away), outbox, stored rows, waiters, account. Idempotent."""
+    def end(self, reason: str, close: Close | None, at: Instant, *, code: int = 0) -> None:
+        """End for good: sockets (`close` None: going away), outbox, stored rows, waiters, account. Idempotent.
+
+        `code` is the close code of a primary socket that is gone already, in this same step.
+        """
         if self.ended:
             return
         self.ended = True
         close = close or catalogued(CloseCode.GOING_AWAY)
+        if self.primary is not None:
+            code = close.code
         for socket in self.connections:
             socket.close(close)
             self._audit_close(socket, close.code)
@@ -337,6 +368,7 @@ class IsolatedWebSocketManager:
         if self._outcomes is not None:
             self._outcomes.clear()
         self._store.dispose(self.isolation_key)
+        self.conversation.end(code, reason, at)
         self._on_end(self, self._account, reason, at)
         for one in waiting:
             one.pending.settle(None, ManagerGone())
@@ -351,10 +383,12 @@ class IsolatedWebSocketManager:
             check_message(message, self._max_message_bytes)
         if message.min_durability > self._store.durability:
             raise FailedPrecondition(ErrorReason.DURABILITY_UNAVAILABLE)
-        if message.message_id:
-            known = self._recall(message, at)
-            if known is not None:
-                return known
+        if message.stream is not None:
+            known = self._recall_chunk(message, message.stream)
+        else:
+            known = self._recall(message, at) if message.message_id else None
+        if known is not None:
+            return known
         account, outbox = self._account, self.outbox
         if account.bucket is not None:
             self._resources.admit_rate(account, at.monotonic)
@@ -393,11 +427,14 @@ class IsolatedWebSocketManager:
         self._account.queued_bytes += size
         if message.ttl_s is not None and self._outcomes:
             self.lifecycle.look_by(entry.expires_at)
-        identity = MessageIdentity(message.message_id, fingerprint(message)) if message.message_id else None
-        pending = None
+        stream, identity, pending = message.stream, None, None
+        if message.message_id and stream is None:
+            identity = MessageIdentity(message.message_id, fingerprint(message))
         if not self._store.append(self.isolation_key, self.epoch, entry, identity, at, self._confirmed):
             pending = PendingReceipt()
-            self._unconfirmed.append(_Unconfirmed(sequence, message_id, at, pending))
+            self._unconfirmed.append(_Unconfirmed(sequence, message_id, at, pending, stream))
+        if stream is not None:
+            self._take_chunk(message, stream, Chunk(sequence, at, pending))
         if identity is not None:
             forgotten = self._recent.remember(identity, sequence, at, pending)
             if forgotten is not None:
@@ -449,6 +486,8 @@ class IsolatedWebSocketManager:
             frame = self.outbox.entries[first.sequence].frame
             receipt = self._confirm(first.sequence, first.message_id, frame, first.accepted)
             self._recent.confirmed(first.message_id, first.pending)
+            if first.stream is not None:
+                self.conversation.streams.confirmed(first.stream)
             first.pending.settle(receipt, None)
             return
         refusal = error if isinstance(error, SidecarError) else Unavailable(ErrorReason.STORAGE_UNAVAILABLE)
@@ -463,8 +502,10 @@ class IsolatedWebSocketManager:
     def _forget_unconfirmed(self) -> deque[_Unconfirmed]:
         """Those that wait, to be settled as failed once the manager's state is whole again."""
         waiting, self._unconfirmed = self._unconfirmed, deque()
-        for one in waiting:
+        for one in reversed(waiting):
             self._recent.forget(one.message_id, one.pending)
+            if one.stream is not None:
+                self.conversation.streams.fall_back(one.stream)
         self.messages_failed += len(waiting)
         return waiting
 
@@ -544,22 +585,57 @@ class IsolatedWebSocketManager:
             gaps=outbox.gaps(),
             attempt=self.attempt,
             last_activity_at=self.last_activity.unix,
+            streams=self.conversation.stored_streams(),
         )
 
     def restore(self, kept: RestoredContext, at: Instant) -> None:
         """Be as the store kept it, detached from now on. Call once, before anything else."""
+        self.conversation.announced = True
         created_at = self.context.created_at
         self.created = Instant(at.monotonic - max(at.unix - created_at, 0.0), created_at)
         self.attempt = kept.state.attempt
         self.outbox.restore(kept.state, kept.messages, at)
         self._account.queued_bytes += self.outbox.queued_bytes
         self.messages_sent = self.outbox.head
+        if kept.state.streams:
+            self.conversation.streams.restore(kept.state.streams, at.monotonic)
         for message in kept.messages:
+            if message.stream is not None:
+                self.conversation.streams.restore_chunk(message.stream, Chunk(message.sequence, at, None))
             if message.identity is not None:
                 accepted = Instant(at.monotonic - max(at.unix - message.accepted_at, 0.0), message.accepted_at)
                 forgotten = self._recent.remember(message.identity, message.sequence, accepted, None)
                 if forgotten is not None:
                     self._store.forget(self.isolation_key, forgotten)
+
+    # Response streams
+
+    def end_silent_streams(self, at: Instant) -> float:
+        """End the streams that have been silent for too long, as far as there is room. Returns when to look again."""
+        if not self.conversation.streaming:
+            return inf
+        streams = self.conversation.streams
+        timeout_s = self._resources.limits.stream_idle_timeout_s
+        for silent in streams.silent(at.monotonic, timeout_s):
+            last = Message("", silent.event_type, b"", reply_to=silent.reply_to, checked=True, stream=silent.place)
+            with suppress(SidecarError):
+                self._accept(last, at)
+        return streams.next_silence(timeout_s)
+
+    def _recall_chunk(self, message: Message, place: StreamPlace) -> Receipt | PendingReceipt | None:
+        known = self.conversation.streams.admit(place, message.reply_to)
+        if known is None:
+            return None
+        if known.pending is not None:
+            return known.pending.as_duplicate()
+        state = self.outbox.state_of(known.sequence) if known.sequence else DeliveryState.ACKNOWLEDGED
+        return Receipt(message.message_id, known.sequence, state, self._store.durability, 0, True, known.accepted.unix)
+
+    def _take_chunk(self, message: Message, place: StreamPlace, chunk: Chunk) -> None:
+        self.conversation.streams.taken(place, message.reply_to, message.event_type, chunk)
+        if place.state is StreamState.OPEN:
+            self.lifecycle.look_by(chunk.accepted.monotonic + self._resources.limits.stream_idle_timeout_s)
+        self._store.changed(self.isolation_key)
 
     # Ends
 
@@ -572,6 +648,7 @@ class IsolatedWebSocketManager:
     def _detach(self, socket: Socket, code: int, at: Instant) -> None:
         self.primary = None
         self.detached_at = at.monotonic
+        self.conversation.left(at, may_come_back=not self.ends_with_socket)
         self.outbox.break_promise()
         self.lifecycle.forget(socket.attach_id)
         self.lifecycle.reschedule()

@@ -19,6 +19,7 @@ MAX_HEADERS: Final = 32
 MAX_HEADER_VALUE_CHARACTERS: Final = 1024
 MAX_TTL_S: Final = 86_400.0
 SMALL_JSON_BYTES: Final = 1_024
+MAX_STREAM_INDEX: Final = 2**53 - 1
 
 
 class ContentType(IntEnum):
@@ -56,6 +57,22 @@ class Instant(NamedTuple):
     unix: float
 
 
+class StreamState(IntEnum):
+    """Where a chunk stands in its stream; the numbers are the proto's."""
+
+    OPEN = 1
+    END = 2
+    ERROR = 3
+
+
+class StreamPlace(NamedTuple):
+    """A message's place in a response stream; `position` is the contract's index."""
+
+    stream_id: str
+    position: int
+    state: StreamState
+
+
 class Message(NamedTuple):
     """One message to a user. `message_id` and `reply_to` are "" when absent; `ttl_s` None is the outbox's own.
 
@@ -72,6 +89,7 @@ class Message(NamedTuple):
     critical: bool = False
     reply_to: str = ""
     checked: bool = False
+    stream: StreamPlace | None = None
 
 
 class Receipt(NamedTuple):
@@ -131,8 +149,13 @@ def check_message(message: Message, max_message_bytes: int) -> None:
     """
     if len(message.payload) > max_message_bytes:
         raise BadRequest("message.payload", "longer than limits.max_message_bytes")
+    stream = message.stream
+    if stream is not None:
+        _check_stream(stream)
     if message.content_type == _JSON:
-        if not is_json(message.payload):
+        # The last chunk of a stream may say nothing.
+        silent = not message.payload and stream is not None and stream.state is not StreamState.OPEN
+        if not silent and not is_json(message.payload):
             raise BadRequest("message.payload", "not one JSON value (RFC 8259)")
     else:
         _check_other_content(message)
@@ -190,6 +213,13 @@ def _check_identifiers(message: Message) -> None:
     ):
         if value and not IDENTIFIER.fullmatch(value):
             raise BadRequest(field, "1 to 128 of A-Z a-z 0-9 _ . : @ | -")
+
+
+def _check_stream(stream: StreamPlace) -> None:
+    if not IDENTIFIER.fullmatch(stream.stream_id):
+        raise BadRequest("message.stream.stream_id", "1 to 128 of A-Z a-z 0-9 _ . : @ | -")
+    if stream.position > MAX_STREAM_INDEX:
+        raise BadRequest("message.stream.index", "at most 2^53 - 1")
 
 
 def _check_headers(headers: Mapping[str, str]) -> None:

@@ -58,6 +58,8 @@ class AuditEvent(StrEnum):
     LIMIT_ENFORCED = "limit_enforced"
     BROADCAST = "broadcast"
     ADMIN_CALL = "admin_call"
+    AGENT_ATTACHED = "agent_attached"
+    AGENT_DETACHED = "agent_detached"
     KEYS_ROTATED = "keys_rotated"
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sidecar.core.errors import ErrorReason, SidecarError, Unavailable
+
+if TYPE_CHECKING:
+    from sidecar.core.message import StreamPlace
 
 
 class MessageIdentity(NamedTuple):
@@ -45,6 +48,16 @@ class StoredGap(NamedTuple):
     lost: bool
 
 
+class StoredStream(NamedTuple):
+    """A response stream, or what was cancelled before there was one: without a `stream_id`, the message `reply_to`."""
+
+    stream_id: str
+    next_index: int
+    over: bool
+    cancelled: bool
+    reply_to: str
+
+
 class StoredState(NamedTuple):
     """Where a context stands. No message up to `released` is needed any more; `dropped` are single ones beyond it.
 
@@ -58,6 +71,7 @@ class StoredState(NamedTuple):
     gaps: tuple[StoredGap, ...]
     attempt: int
     last_activity_at: float
+    streams: tuple[StoredStream, ...] = ()
 
 
 class StoredMessage(NamedTuple):
@@ -73,6 +87,7 @@ class StoredMessage(NamedTuple):
     critical: bool
     accepted_at: float
     identity: MessageIdentity | None
+    stream: StreamPlace | None = None
 
 
 class RestoredContext(NamedTuple):

@@ -62,6 +62,10 @@ class Callers:
         manager.context.validate_user_access(grant.tenant_id, grant.user_id)
         return manager
 
+    def authenticate(self, service_token: str | None) -> ServiceIdentity:
+        """Whose that service token is, as of now."""
+        return self._services.authenticate(service_token)
+
     def service(self, facts: CallFacts, permission: Permission) -> ServiceIdentity:
         """The service that calls, allowed to do that."""
         if facts.service is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -53,35 +54,27 @@ SLICE_BYTES: Final = 256 * 1024
 """How much of a frame is delivered before others have the loop."""
 
 
+@dataclass(frozen=True, slots=True)
+class DeliverPorts:
+    """What every stream is handed; a stream that opens no lane within `first_lane_timeout_s` ends."""
+
+    callers: Callers
+    acceptance: Acceptance
+    clock: Clock
+    recorder: RefusalRecorder
+    first_lane_timeout_s: float
+
+
 class DeliverStreams:
     """The behaviour of Deliver, and the streams open now."""
 
-    def __init__(
-        self,
-        callers: Callers,
-        acceptance: Acceptance,
-        clock: Clock,
-        recorder: RefusalRecorder,
-        first_lane_timeout_s: float,
-    ) -> None:
-        self._callers = callers
-        self._acceptance = acceptance
-        self._first_lane_timeout_s = first_lane_timeout_s
-        self._clock = clock
-        self._recorder = recorder
+    def __init__(self, ports: DeliverPorts) -> None:
+        self._ports = ports
         self._open: set[DeliverStream] = set()
 
     async def deliver(self, call: Call, facts: CallFacts) -> None:
         """One stream, from its first frame to its half-close."""
-        stream = DeliverStream(
-            call,
-            facts,
-            self._callers,
-            self._acceptance,
-            self._clock,
-            self._recorder,
-            first_lane_timeout_s=self._first_lane_timeout_s,
-        )
+        stream = DeliverStream(call, facts, self._ports)
         self._open.add(stream)
         try:
             await stream.run()
@@ -97,25 +90,15 @@ class DeliverStreams:
 class DeliverStream:
     """One Deliver call."""
 
-    def __init__(
-        self,
-        call: Call,
-        facts: CallFacts,
-        callers: Callers,
-        acceptance: Acceptance,
-        clock: Clock,
-        recorder: RefusalRecorder,
-        *,
-        first_lane_timeout_s: float,
-    ) -> None:
-        self._first_lane_by = asyncio.get_running_loop().time() + first_lane_timeout_s
+    def __init__(self, call: Call, facts: CallFacts, ports: DeliverPorts) -> None:
+        self._first_lane_by = asyncio.get_running_loop().time() + ports.first_lane_timeout_s
         self._proved = False
         self._call = call
         self._facts = facts
-        self._callers = callers
-        self._accept = acceptance.accept
-        self._clock = clock
-        self._recorder = recorder
+        self._callers = ports.callers
+        self._accept = ports.acceptance.accept
+        self._clock = ports.clock
+        self._recorder = ports.recorder
         self._lanes: dict[int, Lane] = {}
         self._closed: dict[int, Lane] = {}
         self._answers: list[ReceiptFrame | bytes] = []
@@ -230,7 +213,12 @@ class DeliverStream:
             raise BadRequest("open_lane.lane", f"at most {MAX_LANES} lanes a stream")
         self._proved = True
         lane = self._lanes[number] = Lane(number, self._closed.pop(number, None))
-        opening = lane.opening = Opening(grant, manager, lambda: self._end_lane(lane, ManagerGone()))
+        opening = lane.opening = Opening(
+            grant,
+            manager,
+            lambda: self._end_lane(lane, ManagerGone()),
+            lambda stream_id, reply_to: self._answer_cancelled(number, stream_id, reply_to),
+        )
         return opening
 
     def _on_close_lane(self, frame: pb.DeliverRequest.CloseLane) -> None:
@@ -365,6 +353,12 @@ class DeliverStream:
 
     def _answer_lane_error(self, lane: int, error: SidecarError) -> None:
         self._answer(pb.DeliverResponse(lane_error=pb.DeliverResponse.LaneError(lane=lane, error=rich_status(error))))
+
+    def _answer_cancelled(self, lane: int, stream_id: str, reply_to: str) -> None:
+        frame = pb.DeliverResponse.StreamCancelled(lane=lane, stream_id=stream_id, reply_to=reply_to)
+        self._answer(pb.DeliverResponse(stream_cancelled=frame))
+        if self._unsent > 2 * MAX_UNSENT_ANSWERS:  # a client may cancel as it likes, and this one does not read
+            self._end_lane(self._lanes[lane], ResourceExhausted(ErrorReason.RATE_LIMITED, retry_after_s=1.0))
 
     def _answer(self, response: pb.DeliverResponse) -> None:
         self._receipts = None  # what comes after stands after it

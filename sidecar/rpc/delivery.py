@@ -12,7 +12,6 @@ from sidecar.core.close_codes import SERVICE_CODES, CloseCode, service_close
 from sidecar.core.errors import (
     BadRequest,
     ErrorReason,
-    FailedPrecondition,
     PermissionDenied,
     SidecarError,
 )
@@ -209,9 +208,9 @@ class DeliveryMethods:
     ) -> Receipt | PendingReceipt | SidecarError:
         try:
             return self._acceptance.send(manager, message, self._now())
-        except FailedPrecondition:  # said of the message, not of one manager: the first one says it
-            raise
         except SidecarError as error:
+            if error.reason is ErrorReason.DURABILITY_UNAVAILABLE:
+                raise  # said of the message, not of one manager: the first one says it
             return error
 
     def _now(self) -> Instant:

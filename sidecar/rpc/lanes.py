@@ -24,18 +24,27 @@ Outcome = Receipt | SidecarError
 class Opening:
     """What makes a lane open: the token, renewed by a further open_lane, and the manager that it opened."""
 
-    __slots__ = ("grant", "manager", "report", "watcher")
+    __slots__ = ("cancelled", "grant", "manager", "report", "watcher")
 
-    def __init__(self, grant: ContextGrant, manager: IsolatedWebSocketManager, watcher: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        grant: ContextGrant,
+        manager: IsolatedWebSocketManager,
+        watcher: Callable[[], None],
+        cancelled: Callable[[str, str], None],
+    ) -> None:
         self.grant = grant
         self.manager = manager
         self.watcher = watcher
+        self.cancelled = cancelled
         self.report: LaneReport | None = None
         manager.end_watchers.add(watcher)
+        manager.conversation.watch_cancels(cancelled)
 
     def release(self) -> None:
         """The lane is not open any more: its manager need not tell of anything."""
         self.manager.end_watchers.discard(self.watcher)
+        self.manager.conversation.unwatch_cancels(self.cancelled)
         self.report_to(None)
 
     def report_to(self, report: LaneReport | None) -> None:

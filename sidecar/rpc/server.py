@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import random
+import secrets
 import socket
 import stat
 from collections.abc import Callable
@@ -27,10 +28,11 @@ from sidecar.core.errors import Unsupported
 from sidecar.rpc import health as health_service
 from sidecar.rpc.acceptance import Acceptance
 from sidecar.rpc.admin import AdminMethods
+from sidecar.rpc.attach import AttachPorts, AttachStreams
 from sidecar.rpc.boundary import Boundary, Call, CallFacts, Handler, Parses, UnaryBehaviour, unsupported
 from sidecar.rpc.callers import Callers
 from sidecar.rpc.context import ContextMethods
-from sidecar.rpc.deliver import DeliverStreams
+from sidecar.rpc.deliver import DeliverPorts, DeliverStreams
 from sidecar.rpc.delivery import DeliveryMethods
 from sidecar.rpc.health import Health
 from sidecar.rpc.refusals import RefusalRecorder
@@ -114,10 +116,13 @@ class RpcEdge:
         acceptance = Acceptance(ports.factory)
         self._delivery = DeliveryMethods(self._callers, acceptance, ports.factory, ports.clock, self._recorder)
         self._streams = DeliverStreams(
-            self._callers, acceptance, ports.clock, self._recorder, settings.first_lane_timeout_s
+            DeliverPorts(self._callers, acceptance, ports.clock, self._recorder, settings.first_lane_timeout_s)
         )
         self._context = ContextMethods(self._callers, ports.factory, ports.tokens, ports.users, ports.audit)
         self._admin = AdminMethods(self._callers, ports.factory, ports.counters, ports.audit, ports.clock, ports.drain)
+        self._attach = AttachStreams(
+            AttachPorts(self._callers, ports.factory.agents, ports.tokens, ports.audit, ports.clock, secrets.token_hex)
+        )
         self._health = Health(SERVICES)
         self._server: grpc.aio.Server | None = None
         self.port = 0
@@ -170,6 +175,7 @@ class RpcEdge:
     def tick(self, at: Instant) -> None:
         """Once a second: lanes whose token has ended."""
         self._streams.tick(at)
+        self._attach.tick(at)
 
     def _bind(self, server: grpc.aio.Server) -> None:
         listen = self._settings.listen
@@ -186,7 +192,7 @@ class RpcEdge:
         return {
             f"{PACKAGE}.DeliveryService": self._delivery_handlers(),
             f"{PACKAGE}.ContextService": self._context_handlers(),
-            f"{PACKAGE}.AgentService": {"Attach": self._boundary.stream("Attach", self._attach)},
+            f"{PACKAGE}.AgentService": {"Attach": self._boundary.stream("Attach", self._attach.attach)},
             f"{PACKAGE}.AdminService": self._admin_handlers(),
             health_service.SERVICE: self._health.handlers(self._boundary),
         }
@@ -242,10 +248,6 @@ class RpcEdge:
 
     async def _tail(self, _request: Message, _call: Call, facts: CallFacts) -> None:
         self._callers.service(facts, Permission.ADMIN)
-        raise Unsupported
-
-    async def _attach(self, _call: Call, facts: CallFacts) -> None:
-        self._callers.service(facts, Permission.ATTACH)
         raise Unsupported
 
 

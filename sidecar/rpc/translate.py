@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from sidecar.api.v1 import types_pb2
-from sidecar.core.errors import BadRequest, Unsupported
-from sidecar.core.message import ContentType, Instant, Message, Receipt
+from sidecar.core.errors import BadRequest
+from sidecar.core.message import ContentType, Instant, Message, Receipt, StreamPlace, StreamState
 
 if TYPE_CHECKING:
     from sidecar.core.identity import UserExecutionContext
@@ -17,9 +17,7 @@ _JSON = int(ContentType.JSON)
 
 
 def message_from(proto: types_pb2.Message) -> Message:
-    """The core's message. Raises UNSUPPORTED for a response stream, which this version does not serve."""
-    if proto.HasField("stream"):
-        raise Unsupported
+    """The core's message."""
     headers = proto.headers
     return Message(
         proto.message_id,
@@ -31,7 +29,16 @@ def message_from(proto: types_pb2.Message) -> Message:
         proto.min_durability,
         proto.critical,
         proto.reply_to,
+        stream=_stream_of(proto.stream) if proto.HasField("stream") else None,
     )
+
+
+def _stream_of(stream: types_pb2.Stream) -> StreamPlace:
+    try:
+        state = StreamState(stream.state or StreamState.OPEN)
+    except ValueError:
+        raise BadRequest("message.stream.state", "STREAM_STATE_OPEN, _END or _ERROR") from None
+    return StreamPlace(stream.stream_id, stream.index, state)
 
 
 def _ttl_s(proto: types_pb2.Message) -> float:

@@ -117,6 +117,11 @@ class ContextTokenAuthority:
         self._families: WeakValueDictionary[str, TokenFamily] = WeakValueDictionary()
         self.revocations = revocations if revocations is not None else RevocationList()
 
+    @property
+    def ttl_s(self) -> int:
+        """Seconds that a token lives."""
+        return self._ttl_s
+
     def mint(self, context: UserExecutionContext, scopes: Iterable[Scope], family: str | None = None) -> ContextToken:
         """A new token for this context; `family` continues one, None begins one."""
         issued_at = int(self._clock.time())

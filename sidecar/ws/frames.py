@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from sidecar.core.errors import CATALOGUE, ErrorReason
-from sidecar.core.message import ContentType
+from sidecar.core.message import ContentType, StreamState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +24,7 @@ _TEXT: Final = 0x81
 _BINARY: Final = 0x82
 _PING: Final = 0x89
 _JSON: Final = int(ContentType.JSON)
+_STREAM_STATES: Final = {state: state.name.lower() for state in StreamState}
 _SHORT_TEXT: Final = tuple(bytes((_TEXT, length)) for length in range(126))
 _MEDIUM: Final = Struct("!BBH").pack
 _LONG: Final = Struct("!BBQ").pack
@@ -53,9 +54,14 @@ class JsonEncoder:
 
     def message(self, sequence: int, message_id: str, message: Message) -> bytes:
         """JSON stands in `data` with its bytes unchanged, text as a string, binary as base64 (RFC 4648 §4)."""
-        content_type, data = ("json", message.payload) if message.content_type == _JSON else _encode_other(message)
+        if message.content_type == _JSON:
+            content_type, data = "json", message.payload or b"null"  # only a stream's last chunk may be empty
+        else:
+            content_type, data = _encode_other(message)
         event = f',"event":"{message.event_type}"' if message.event_type else ""
-        rare = _rare_members(message) if message.critical or message.reply_to or message.headers else ""
+        rare = ""
+        if message.critical or message.reply_to or message.stream or message.headers:
+            rare = _rare_members(message)
         head = (
             f'{{"type":"message","sequence":{sequence},"id":"{message_id}"{event}{rare}'
             f',"content_type":"{content_type}","data":'
@@ -117,6 +123,12 @@ def error(reason: ErrorReason, message_id: str | None) -> bytes:
     return text_frame(orjson.dumps(frame))
 
 
+def accepted(message_id: str, *, duplicate: bool) -> bytes:
+    """A client's message is queued for an agent, or was before."""
+    repeat = ',"duplicate":true' if duplicate else ""
+    return text_frame(f'{{"type":"accepted","id":"{message_id}"{repeat}}}'.encode())
+
+
 def refreshed(expires_at: int) -> bytes:
     """The user token was taken; the socket now ends at `expires_at` (Unix seconds)."""
     return text_frame(b'{"type":"refreshed","expires_at":%d}' % expires_at)
@@ -148,6 +160,9 @@ def _rare_members(message: Message) -> str:
     members = ',"critical":true' if message.critical else ""
     if message.reply_to:
         members += f',"reply_to":"{message.reply_to}"'
+    if message.stream is not None:
+        stream_id, position, state = message.stream
+        members += f',"stream":{{"id":"{stream_id}","index":{position},"state":"{_STREAM_STATES[state]}"}}'
     if message.headers:
         members += f',"headers":{orjson.dumps(dict(message.headers)).decode()}'
     return members

@@ -159,6 +159,7 @@ class Greeting:
         if socket.gone or manager.ended:
             return
         self._welcome(manager, user, token, recovery, sequence=manager.outbox.cursor, resume_token=resume_token)
+        manager.conversation.announce(ports.now())
 
     # The former context
 

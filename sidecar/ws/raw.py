@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
+
+from sidecar.core.deliveries import InboundMessage
+from sidecar.core.errors import SidecarError
+from sidecar.core.message import ContentType
 
 if TYPE_CHECKING:
     from sidecar.ws.connection import EdgeConnection
@@ -26,9 +31,11 @@ class RawSession:
         assert manager is not None
         manager.lifecycle.register_connection(self._socket, admission.user.expires_at, self._ports.now())
         self._socket.open()
+        manager.conversation.announce(self._ports.now())
         while True:
-            await self._connection.recv()
-            # An inbound message without an id. No agent takes any yet and the protocol has no error frame: it counts
-            # as activity and is dropped.
-            if not self._socket.gone:
-                manager.touch(self._ports.now())
+            data = await self._connection.recv()
+            if self._socket.gone:
+                continue
+            payload, kind = (data.encode(), ContentType.TEXT) if isinstance(data, str) else (data, ContentType.BINARY)
+            with suppress(SidecarError):  # the protocol has no frame to say so
+                manager.receive(InboundMessage("", "message", payload, kind), self._ports.now())

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import orjson
+
 from sidecar.core.close_codes import CloseCode, catalogued
-from sidecar.core.errors import ErrorReason, Unauthenticated, Unavailable
+from sidecar.core.deliveries import InboundMessage
+from sidecar.core.errors import ErrorReason, SidecarError, Unauthenticated, Unavailable
 from sidecar.core.events import ContextTokenDue, Draining, SocketEvent, TokenExpiring
+from sidecar.core.message import ContentType
 from sidecar.core.ports import AuditEvent
 from sidecar.security.audit_record import AuditRecord
 from sidecar.ws import frames, inbound
@@ -69,16 +73,29 @@ class JsonSession:
                 if not manager.acknowledge(self._socket.attach_id, frame.sequence, self._ports.now()):
                     self._close(manager, CloseCode.BAD_FRAME)
             case ClientMessage():
-                self._touch(manager)
-                self._socket.send(frames.error(ErrorReason.NO_AGENT, frame.message_id))
+                self._take_message(manager, frame)
             case Cancel():
-                self._touch(manager)
+                if manager.primary is self._socket:  # a mirror's counts for nothing
+                    manager.cancel(frame.stream_id, frame.message_id, self._ports.now())
             case Refresh():
                 await self._refresh(manager, frame.token)
             case Hello():
                 self._close(manager, CloseCode.BAD_FRAME)
             case _:
                 self._socket.send(frames.error(ErrorReason.BAD_REQUEST, frame.message_id))
+
+    def _take_message(self, manager: IsolatedWebSocketManager, frame: ClientMessage) -> None:
+        """Answer `accepted` once it is queued, or `error`. A mirror has nobody to talk to."""
+        if manager.primary is not self._socket:
+            self._socket.send(frames.error(ErrorReason.NO_AGENT, frame.message_id))
+            return
+        message = InboundMessage(frame.message_id, frame.event, orjson.dumps(frame.data), ContentType.JSON)
+        try:
+            duplicate = manager.receive(message, self._ports.now())
+        except SidecarError as error:
+            self._socket.send(frames.error(error.reason, frame.message_id))
+            return
+        self._socket.send(frames.accepted(frame.message_id, duplicate=duplicate))
 
     def _touch(self, manager: IsolatedWebSocketManager) -> None:
         """Activity; a mirror's does not count."""

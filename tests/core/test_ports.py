@@ -43,6 +43,8 @@ def test_the_list_of_audit_events_is_closed() -> None:
         "limit_enforced",
         "broadcast",
         "admin_call",
+        "agent_attached",
+        "agent_detached",
         "keys_rotated",
     ]
 

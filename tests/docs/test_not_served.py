@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -72,8 +71,6 @@ async def test_the_methods_marked_are_those_not_served(sidecar: RunningSidecar) 
 
 async def test_the_fields_that_are_named_are_not_served(sidecar: RunningSidecar) -> None:
     async with sidecar.user("alice") as alice, sidecar.service() as service:
-        stream = types_pb2.Stream(stream_id="answer", state=types_pb2.STREAM_STATE_OPEN)
-        assert (await refusal(service.send(*own(alice), stream=stream))).reason == "UNSUPPORTED"
         assert (await refusal(service.send(*own(alice), min_durability=types_pb2.DURABILITY_DISK))).reason == (
             "DURABILITY_UNAVAILABLE"
         )
@@ -81,13 +78,6 @@ async def test_the_fields_that_are_named_are_not_served(sidecar: RunningSidecar)
 
 def own(user: User) -> tuple[str, str]:
     return user.isolation_key, user.context_token
-
-
-async def test_clients_are_not_served_what_the_pages_say(sidecar: RunningSidecar) -> None:
-    async with sidecar.user("alice") as alice:
-        await alice.socket.send(json.dumps({"type": "cancel", "id": "m-1"}))
-        await alice.socket.send(json.dumps({"type": "message", "id": "m-1", "data": 1}))
-        assert (await alice.frame())["reason"] == "NO_AGENT"  # and nothing before it
 
 
 @pytest.mark.parametrize(("section", "kind"), [("cluster", "nats")])

@@ -153,7 +153,6 @@ async def test_a_flood_of_refusals_is_counted(rig: Rig) -> None:
 LATER: dict[str, Any] = {
     "RevokeUser": lambda rig, **m: rig.admin.RevokeUser(admin_service_pb2.RevokeUserRequest(user_id="bob"), **m),
     "TailAuditLog": lambda rig, **m: rig.admin.TailAuditLog(admin_service_pb2.TailAuditLogRequest(), **m),
-    "Attach": lambda rig, **m: rig.agent.Attach(**m),
 }
 
 

@@ -298,14 +298,6 @@ async def test_a_message_id_used_for_another_message(rig: Rig, way: Way) -> None
 
 
 @WAYS
-async def test_a_response_stream_is_not_served_yet(rig: Rig, way: Way) -> None:
-    async with rig.seen():
-        status = await way(rig, with_message(stream=types_pb2.Stream(stream_id="s"))(rig))
-    assert summary(status) == Refused("UNIMPLEMENTED", "UNSUPPORTED")
-    assert rig.alice.manager.outbox.head == 0
-
-
-@WAYS
 async def test_a_full_outbox(make_rig: MakeRig, way: Way) -> None:
     """Away, and having acknowledged once: nothing gives way."""
     rig = await make_rig(limits=Limits(outbox=OutboxLimits(max_messages=2)))

@@ -21,7 +21,6 @@ from tests.support.ways import METHODS, SENDING, Way, as_client, by_broadcast, b
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-UNSUPPORTED = Refused("UNIMPLEMENTED", "UNSUPPORTED")
 LONGEST = 262_144
 
 
@@ -135,9 +134,10 @@ REFUSABLE = (
         Refusable(f"min_durability {value}", {"min_durability": value}, DURABILITY, {"broadcast": 1})
         for value in (2, 3, 99)
     ),
-    Refusable("a stream", {"stream": types_pb2.Stream(stream_id="s")}, UNSUPPORTED),
-    Refusable("a stream without an id", {"stream": types_pb2.Stream()}, UNSUPPORTED),
-    Refusable("a stream's end", {"stream": types_pb2.Stream(stream_id="*", index=2**64 - 1, state=99)}, UNSUPPORTED),  # type: ignore[arg-type]
+    Refusable("a stream without an id", {"stream": types_pb2.Stream()}, bad("message.stream.stream_id")),
+    Refusable("a stream named *", {"stream": types_pb2.Stream(stream_id="*")}, bad("message.stream.stream_id")),
+    Refusable("a stream's 2^53", {"stream": types_pb2.Stream(stream_id="s", index=2**53)}, bad("message.stream.index")),
+    Refusable("a stream's state", {"stream": types_pb2.Stream(stream_id="s", state=99)}, bad("message.stream.state")),  # type: ignore[arg-type]
 )
 
 

@@ -1,0 +1,233 @@
+"""The response streams of one manager: which chunk comes next, what was cancelled, what has been silent for too long.
+
+A stream's chunks go by (stream_id, index): only the next is taken, a lower one is a repeat. Every step is synchronous.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from math import inf
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from sidecar.core.errors import ErrorReason, FailedPrecondition, ResourceExhausted
+from sidecar.core.message import Instant, StreamPlace, StreamState
+from sidecar.core.stored import StoredStream
+
+if TYPE_CHECKING:
+    from sidecar.core.message import PendingReceipt
+
+MAX_OPEN: Final = 256
+MAX_REMEMBERED: Final = 256
+"""Streams that are over, streams and messages that were cancelled: so many each, the latest."""
+MAX_CHUNKS: Final = 1_024
+"""How many of a stream's last chunks a repeat finds its receipt of."""
+
+
+class Chunk(NamedTuple):
+    """A chunk that was taken; `pending` while the store has yet to confirm it, sequence 0 where it is forgotten."""
+
+    sequence: int
+    accepted: Instant
+    pending: PendingReceipt | None
+
+
+_FORGOTTEN: Final = Chunk(0, Instant(0.0, 0.0), None)
+
+
+class _Stream:
+    __slots__ = ("cancelled", "chunks", "event_type", "next_index", "over", "reply_to", "silent_since", "stream_id")
+
+    def __init__(self, stream_id: str, reply_to: str, event_type: str, now: float) -> None:
+        self.stream_id = stream_id
+        self.reply_to = reply_to
+        self.event_type = event_type
+        self.next_index = 0
+        self.over = False
+        self.cancelled = False
+        self.silent_since = now
+        self.chunks: deque[Chunk] = deque(maxlen=MAX_CHUNKS)
+
+
+class SilentStream(NamedTuple):
+    """A stream that is ended for its silence: what the message that says so carries."""
+
+    place: StreamPlace
+    reply_to: str
+    event_type: str
+
+
+class ResponseStreams:
+    """See the module. Times are monotonic seconds."""
+
+    __slots__ = ("_cancelled_messages", "_cancelled_streams", "_ended", "_open")
+
+    def __init__(self) -> None:
+        self._open: dict[str, _Stream] = {}
+        self._ended: OrderedDict[str, _Stream] = OrderedDict()
+        self._cancelled_streams: OrderedDict[str, None] = OrderedDict()
+        self._cancelled_messages: OrderedDict[str, None] = OrderedDict()
+
+    @property
+    def any_open(self) -> bool:
+        """True while a stream is open: its context is not idle."""
+        return bool(self._open)
+
+    def admit(self, place: StreamPlace, reply_to: str) -> Chunk | None:
+        """None when that chunk is the next; the chunk as it was taken when it is a repeat, and nothing is to be done.
+
+        Raises STREAM_CANCELLED, STREAM_ENDED, STREAM_OUT_OF_ORDER, or USER_LIMIT for one open stream too many.
+        """
+        stream = self._find(place.stream_id)
+        if stream is None:
+            self._admit_first(place, reply_to)
+            return None
+        if stream.cancelled:
+            raise FailedPrecondition(ErrorReason.STREAM_CANCELLED)
+        if place.position < stream.next_index:
+            known = place.position - stream.next_index + len(stream.chunks)
+            return stream.chunks[known] if known >= 0 else _FORGOTTEN
+        if stream.over:
+            raise FailedPrecondition(ErrorReason.STREAM_ENDED)
+        if place.position > stream.next_index:
+            raise FailedPrecondition(ErrorReason.STREAM_OUT_OF_ORDER)
+        return None
+
+    def taken(self, place: StreamPlace, reply_to: str, event_type: str, chunk: Chunk) -> None:
+        """The next chunk has been appended."""
+        now = chunk.accepted.monotonic
+        stream = self._open.get(place.stream_id)
+        if stream is None:
+            stream = self._open[place.stream_id] = _Stream(place.stream_id, reply_to, event_type, now)
+        stream.next_index = place.position + 1
+        stream.silent_since = now
+        stream.chunks.append(chunk)
+        if place.state is not StreamState.OPEN:
+            self._close(stream)
+
+    def confirmed(self, place: StreamPlace) -> None:
+        """The store has that chunk: a repeat need not wait any more."""
+        stream = self._find(place.stream_id)
+        if stream is not None:
+            known = place.position - stream.next_index + len(stream.chunks)
+            if 0 <= known < len(stream.chunks):
+                stream.chunks[known] = stream.chunks[known]._replace(pending=None)
+
+    def fall_back(self, place: StreamPlace) -> None:
+        """The append of that chunk failed, and of every later one: its place is the next again."""
+        stream = self._find(place.stream_id)
+        if stream is None or stream.next_index <= place.position:
+            return
+        while stream.chunks and stream.next_index > place.position:
+            stream.chunks.pop()
+            stream.next_index -= 1
+        stream.next_index = place.position
+        if stream.over and not stream.cancelled:
+            stream.over = False
+            self._ended.pop(stream.stream_id, None)
+            self._open[stream.stream_id] = stream
+        if not place.position and not stream.cancelled:
+            self._open.pop(stream.stream_id, None)  # it was never begun
+
+    def cancel(self, stream_id: str | None, message_id: str | None) -> list[tuple[str, str]]:
+        """The client wants no more of a stream, or of the answer to its message, even before the first chunk.
+
+        Returns what senders are to be told: (stream_id, reply_to), "" for what is not known. Nothing for a repeat, nor
+        for a stream that is over.
+        """
+        told: list[tuple[str, str]] = []
+        if stream_id is not None and self._remember(self._cancelled_streams, stream_id):
+            stream = self._find(stream_id)
+            if stream is None:
+                told.append((stream_id, ""))
+            elif not stream.over:
+                self._cancel(stream)
+                told.append((stream_id, stream.reply_to))
+        if message_id is not None and self._remember(self._cancelled_messages, message_id):
+            answering = [stream for stream in self._open.values() if stream.reply_to == message_id]
+            for stream in answering:
+                self._cancel(stream)
+                told.append((stream.stream_id, message_id))
+            if not answering:
+                told.append(("", message_id))
+        return told
+
+    def next_silence(self, timeout_s: float) -> float:
+        """When the stream that is silent longest is to be ended; inf for never."""
+        return min((stream.silent_since for stream in self._open.values()), default=inf) + timeout_s
+
+    def silent(self, now: float, timeout_s: float) -> list[SilentStream]:
+        """The streams whose time is over; each is to be told to the client by a last chunk of state error."""
+        return [
+            SilentStream(
+                StreamPlace(stream.stream_id, stream.next_index, StreamState.ERROR), stream.reply_to, stream.event_type
+            )
+            for stream in self._open.values()
+            if now >= stream.silent_since + timeout_s
+        ]
+
+    def stored(self) -> tuple[StoredStream, ...]:
+        """Every stream that is remembered, and what was cancelled before it began."""
+        known = (*self._ended.values(), *self._open.values())
+        streams = [StoredStream(s.stream_id, s.next_index, s.over, s.cancelled, s.reply_to) for s in known]
+        named = {stream.stream_id for stream in known}
+        streams += [StoredStream(name, 0, True, True, "") for name in self._cancelled_streams if name not in named]
+        streams += [StoredStream("", 0, True, True, message_id) for message_id in self._cancelled_messages]
+        return tuple(streams)
+
+    def restore(self, kept: tuple[StoredStream, ...], now: float) -> None:
+        """Be as a store kept them; their silence begins anew."""
+        for each in kept:
+            if each.cancelled:
+                self._remember(*self._as_cancelled(each))
+            if each.next_index:
+                stream = _Stream(each.stream_id, each.reply_to, "", now)
+                stream.next_index, stream.over, stream.cancelled = each.next_index, each.over, each.cancelled
+                if each.over:
+                    self._remember_ended(stream)
+                else:
+                    self._open[each.stream_id] = stream
+
+    def restore_chunk(self, place: StreamPlace, chunk: Chunk) -> None:
+        """A chunk that the store kept, in order: its stream is at least as far as that."""
+        stream = self._find(place.stream_id)
+        if stream is None or place.position >= stream.next_index:
+            self.taken(place, "" if stream is None else stream.reply_to, "", chunk)
+
+    def _as_cancelled(self, each: StoredStream) -> tuple[OrderedDict[str, None], str]:
+        if each.stream_id:
+            return self._cancelled_streams, each.stream_id
+        return self._cancelled_messages, each.reply_to
+
+    def _find(self, stream_id: str) -> _Stream | None:
+        return self._open.get(stream_id) or self._ended.get(stream_id)
+
+    def _admit_first(self, place: StreamPlace, reply_to: str) -> None:
+        if place.stream_id in self._cancelled_streams or (reply_to and reply_to in self._cancelled_messages):
+            raise FailedPrecondition(ErrorReason.STREAM_CANCELLED)
+        if place.position:
+            raise FailedPrecondition(ErrorReason.STREAM_OUT_OF_ORDER)
+        if len(self._open) >= MAX_OPEN:
+            raise ResourceExhausted(ErrorReason.USER_LIMIT, retry_after_s=1.0)
+
+    def _cancel(self, stream: _Stream) -> None:
+        stream.cancelled = True
+        self._close(stream)
+
+    def _close(self, stream: _Stream) -> None:
+        stream.over = True
+        self._open.pop(stream.stream_id, None)
+        self._remember_ended(stream)
+
+    def _remember_ended(self, stream: _Stream) -> None:
+        self._ended[stream.stream_id] = stream
+        if len(self._ended) > MAX_REMEMBERED:
+            self._ended.popitem(last=False)
+
+    def _remember(self, names: OrderedDict[str, None], name: str) -> bool:
+        """False when it is known already."""
+        if name in names:
+            return False
+        names[name] = None
+        if len(names) > MAX_REMEMBERED:
+            names.popitem(last=False)
+        return True

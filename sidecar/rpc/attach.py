@@ -1,0 +1,298 @@
+"""AgentService.Attach: one stream a worker. Reads its acknowledgements and credits, writes what the registry gives it.
+
+The token that an event carries is minted once a context and service, with its record first, and again at half its life.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from sidecar.api.v1 import agent_service_pb2 as pb
+from sidecar.core.agents import AgentWorker, Subscription
+from sidecar.core.deliveries import Cancelled, Delivery, EventKind
+from sidecar.core.errors import BadRequest, ErrorReason, PermissionDenied, SidecarError
+from sidecar.core.identity import IDENTIFIER
+from sidecar.core.message import Instant
+from sidecar.core.ports import AuditEvent
+from sidecar.rpc.boundary import SERVICE_TOKEN_KEY, Call, CallFacts
+from sidecar.rpc.translate import user_context
+from sidecar.security.audit_record import AuditRecord
+from sidecar.security.service_auth import Permission
+
+if TYPE_CHECKING:
+    from sidecar.core.agents import AgentRegistry
+    from sidecar.core.identity import ContextToken, UserExecutionContext
+    from sidecar.core.ports import AuditValue, Clock, Randomness
+    from sidecar.rpc.callers import Callers
+    from sidecar.security.audit import JsonLinesAuditTrail
+    from sidecar.security.context_tokens import ContextTokenAuthority
+
+REGISTER_TIMEOUT_S: Final = 10.0
+DEFAULT_ACK_TIMEOUT_S: Final = 60.0
+MAX_ACK_TIMEOUT_S: Final = 3_600.0
+MAX_SUBSCRIPTIONS: Final = 1_000
+MAX_ACKNOWLEDGED: Final = 10_000
+MAX_CREDITS: Final = 1_000_000
+MAX_TOKENS: Final = 10_000
+"""Of contexts that one worker was given events of, kept for their next event."""
+
+_ANY: Final = ("", "*")
+_ACTS: Final = {EventKind.OPENED: "opened", EventKind.AWAY: "away", EventKind.BACK: "back"}
+
+
+@dataclass(frozen=True, slots=True)
+class AttachPorts:
+    """What every stream is handed."""
+
+    callers: Callers
+    agents: AgentRegistry
+    tokens: ContextTokenAuthority
+    audit: JsonLinesAuditTrail
+    clock: Clock
+    randomness: Randomness
+
+
+class AttachStreams:
+    """The behaviour of Attach, and the workers attached now."""
+
+    def __init__(self, ports: AttachPorts) -> None:
+        self._ports = ports
+        self._open: set[AttachStream] = set()
+
+    async def attach(self, call: Call, facts: CallFacts) -> None:
+        """One worker, from its `register` to its half-close."""
+        stream = AttachStream(call, facts, self._ports)
+        self._open.add(stream)
+        try:
+            await stream.run()
+        finally:
+            self._open.discard(stream)
+
+    def tick(self, at: Instant) -> None:
+        """Send again what is overdue; end the streams of services whose token is good no more. Once a second."""
+        self._ports.agents.tick(at)
+        for stream in tuple(self._open):
+            stream.check_service()
+
+
+class AttachStream:
+    """One Attach call."""
+
+    def __init__(self, call: Call, facts: CallFacts, ports: AttachPorts) -> None:
+        self._call = call
+        self._facts = facts
+        self._callers = ports.callers
+        self._service = ports.callers.service(facts, Permission.ATTACH)
+        self._agents = ports.agents
+        self._tokens = ports.tokens
+        self._audit = ports.audit
+        self._clock = ports.clock
+        self._worker_id = ports.randomness(8)
+        self._woken = asyncio.Event()
+        self._minted: OrderedDict[str, ContextToken] = OrderedDict()
+        self._ending: SidecarError | None = None
+        self._tasks: tuple[asyncio.Task[Any], ...] = ()
+
+    async def run(self) -> None:
+        """Serve until the worker half-closes, breaks a rule, or is lost; what it held then goes to others."""
+        worker = self._make_worker(await self._read_register())
+        self._agents.register(worker)
+        try:
+            await self._audit.grant(AuditRecord(AuditEvent.AGENT_ATTACHED, None, self._fields(worker)))
+            try:
+                await self._write(pb.AttachResponse(registered=pb.AttachResponse.Registered()))
+                await self._serve(worker)
+            finally:
+                self._audit.record(AuditEvent.AGENT_DETACHED, **self._fields(worker))
+        finally:
+            self._agents.unregister(worker, self._now())
+
+    def check_service(self) -> None:
+        """End the stream when its token proves nothing any more."""
+        try:
+            self._callers.authenticate(self._facts.token(SERVICE_TOKEN_KEY)).require(Permission.ATTACH)
+        except SidecarError as error:
+            self._ending = error
+            for task in self._tasks:
+                task.cancel()
+
+    async def _serve(self, worker: AgentWorker) -> None:
+        reading, writing = asyncio.create_task(self._read_frames(worker)), asyncio.create_task(self._write_on(worker))
+        self._tasks = reading, writing
+        try:
+            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            outcomes = await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._ending is not None:
+            raise self._ending
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+
+    # register
+
+    async def _read_register(self) -> pb.AttachRequest.Register:
+        try:
+            async with asyncio.timeout(REGISTER_TIMEOUT_S):
+                data = await self._call.read()
+        except TimeoutError:
+            raise BadRequest("frame", "register, within 10 seconds") from None
+        request = _parsed(data) if data is not grpc.aio.EOF else pb.AttachRequest()
+        if request.WhichOneof("frame") != "register":
+            raise BadRequest("frame", "register comes first")
+        return request.register
+
+    def _make_worker(self, register: pb.AttachRequest.Register) -> AgentWorker:
+        _check_identifier("register.service_name", register.service_name)
+        if not 1 <= len(register.subscriptions) <= MAX_SUBSCRIPTIONS:
+            raise BadRequest("register.subscriptions", f"1 to {MAX_SUBSCRIPTIONS:,}")
+        if register.credits > MAX_CREDITS:
+            raise BadRequest("register.credits", f"at most {MAX_CREDITS:,}")
+        return AgentWorker(
+            self._worker_id,
+            register.service_name,
+            [self._subscription(each) for each in register.subscriptions],
+            tenants=self._service.tenants,
+            scopes=self._service.scopes,
+            credits_left=register.credits,
+            ack_timeout_s=_ack_timeout_s(register),
+            wake=self._woken.set,
+        )
+
+    def _subscription(self, each: pb.AttachRequest.Subscription) -> Subscription:
+        if each.tenant_id:
+            _check_identifier("register.subscriptions.tenant_id", each.tenant_id)
+            if not self._service.allows_tenant(each.tenant_id):
+                raise PermissionDenied(ErrorReason.SERVICE_DENIED)
+        if each.event not in _ANY:
+            _check_identifier("register.subscriptions.event", each.event)
+        return Subscription(each.tenant_id or None, None if each.event in _ANY else each.event)
+
+    # What the worker says
+
+    async def _read_frames(self, worker: AgentWorker) -> None:
+        while (data := await self._call.read()) is not grpc.aio.EOF:
+            request = _parsed(data)
+            match request.WhichOneof("frame"):
+                case "acknowledge":
+                    if len(request.acknowledge.delivery_ids) > MAX_ACKNOWLEDGED:
+                        raise BadRequest("acknowledge.delivery_ids", f"at most {MAX_ACKNOWLEDGED:,}")
+                    self._agents.acknowledge(worker, request.acknowledge.delivery_ids)
+                case "credit":
+                    if worker.credits + request.credit.credits > MAX_CREDITS:
+                        raise BadRequest("credit.credits", f"at most {MAX_CREDITS:,} in all")
+                    self._agents.credit(worker, request.credit.credits)
+                case "register":
+                    raise BadRequest("frame", "register comes once")
+                case _:
+                    raise BadRequest("frame", "acknowledge or credit")
+
+    # What the worker is told
+
+    async def _write_on(self, worker: AgentWorker) -> None:
+        while True:
+            while worker.urgent:
+                await self._write_cancelled(worker.urgent.popleft())
+            delivery = self._agents.next(worker, self._now())
+            if delivery is not None:
+                await self._write_event(delivery)
+                continue
+            self._woken.clear()
+            if not worker.urgent:
+                await self._woken.wait()
+
+    async def _write_event(self, delivery: Delivery) -> None:
+        event = pb.AttachResponse.Event(
+            delivery_id=delivery.delivery_id,
+            redelivered=delivery.redelivered,
+            isolation_key=delivery.queue.isolation_key,
+            context=user_context(delivery.queue.context),
+        )
+        if delivery.kind is EventKind.CLOSED:
+            assert delivery.closing is not None
+            event.closed.code, event.closed.reason = delivery.closing
+            self._minted.pop(delivery.queue.isolation_key, None)
+        else:
+            event.context_token = (await self._token_of(delivery.queue.context)).text
+        if delivery.kind is EventKind.MESSAGE:
+            assert delivery.message is not None
+            message = delivery.message
+            event.message.message_id = message.message_id
+            event.message.event_type = message.event_type
+            event.message.payload = message.payload
+            event.message.content_type = message.content_type  # type: ignore[assignment]  # the number is the proto's
+        elif delivery.kind is not EventKind.CLOSED:
+            getattr(event, _ACTS[delivery.kind]).SetInParent()
+        await self._write(pb.AttachResponse(event=event))
+
+    async def _write_cancelled(self, cancelled: Cancelled) -> None:
+        event = pb.AttachResponse.Event(isolation_key=cancelled.isolation_key, context=user_context(cancelled.context))
+        event.context_token = (await self._token_of(cancelled.context)).text
+        event.cancelled.stream_id, event.cancelled.message_id = cancelled.stream_id, cancelled.message_id
+        await self._write(pb.AttachResponse(event=event))
+
+    async def _token_of(self, context: UserExecutionContext) -> ContextToken:
+        """The token that this worker answers that context with; another once half of its life is over."""
+        key = context.get_isolation_key()
+        token = self._minted.get(key)
+        if token is None or self._clock.time() >= token.expires_at - self._tokens.ttl_s / 2:
+            token = self._minted[key] = await self._mint(context)
+            if len(self._minted) > MAX_TOKENS:
+                self._minted.popitem(last=False)
+        return token
+
+    async def _mint(self, context: UserExecutionContext) -> ContextToken:
+        token = self._tokens.mint(context, self._service.scopes)
+        fields = {
+            "token_id": token.token_id,
+            "family": token.family,
+            "service": self._service.name,
+            "scopes": " ".join(sorted(self._service.scopes)),
+        }
+        await self._audit.grant(AuditRecord(AuditEvent.TOKEN_MINTED, context, fields))
+        return token
+
+    async def _write(self, response: pb.AttachResponse) -> None:
+        await self._call.write(response.SerializeToString())
+
+    def _fields(self, worker: AgentWorker) -> dict[str, AuditValue]:
+        return {
+            "service": self._service.name,
+            "service_name": worker.service_name,
+            "worker_id": worker.worker_id,
+            "address": self._facts.address,
+        }
+
+    def _now(self) -> Instant:
+        return Instant(self._clock.monotonic(), self._clock.time())
+
+
+def _parsed(data: bytes) -> pb.AttachRequest:
+    try:
+        return pb.AttachRequest.FromString(data)
+    except DecodeError:
+        raise BadRequest("request", "not an AttachRequest") from None
+
+
+def _check_identifier(field: str, value: str) -> None:
+    if not IDENTIFIER.fullmatch(value):
+        raise BadRequest(field, "1 to 128 of A-Z a-z 0-9 _ . : @ | -")
+
+
+def _ack_timeout_s(register: pb.AttachRequest.Register) -> float:
+    if not register.HasField("ack_timeout"):
+        return DEFAULT_ACK_TIMEOUT_S
+    timeout = register.ack_timeout
+    timeout_s = float(timeout.seconds + timeout.nanos / 1e9)
+    # google.protobuf.Duration: less than a second of nanoseconds, and both of one sign.
+    if not (timeout.seconds >= 0 and 0 <= timeout.nanos <= 999_999_999 and 0 < timeout_s <= MAX_ACK_TIMEOUT_S):
+        raise BadRequest("register.ack_timeout", "more than 0 and at most one hour")
+    return timeout_s
