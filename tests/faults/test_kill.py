@@ -94,17 +94,20 @@ async def ask_again(people: Company, sender: Sender, random: Random) -> None:
         assert receipt.state == "ACKNOWLEDGED"
 
 
-async def test_what_waits_for_a_client_that_is_away_survives(tmp_path: Path) -> None:
+@pytest.mark.parametrize("acknowledged", [False, True])
+async def test_what_waits_for_a_client_that_is_away_survives(acknowledged: bool, tmp_path: Path) -> None:
     async with company(tmp_path, DISK, Random(1)) as people:
         alice = people.device(("acme", "alice"), acknowledges=0)
         await alice.welcomed()
         sender = people.sender()
         await sender.unary([sender.attempt(alice, named=True) for _ in range(3)])
         await alice.reached(3)
+        if acknowledged:
+            await alice.acknowledge()
         await alice.stay_away()
         await sender.deliver([sender.attempt(alice, named=True) for _ in range(20)])
-        for _ in range(2):
-            await people.kill()
+        for end in (people.terminate, people.kill):  # the first writes where everybody stands
+            await end()
             await people.sidecar.start()
         await sender.deliver([sender.attempt(alice, named=True) for _ in range(5)])
         alice.come_back()
