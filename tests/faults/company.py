@@ -197,11 +197,11 @@ class Company:
             descriptors = len(os.listdir(f"/proc/{running.process.pid}/fd"))
         return {"contexts": managers, "descriptors of the process": descriptors}
 
-    def verdict(self) -> list[str]:
+    def verdict(self, *, settled: bool = True) -> list[str]:
         """Every breach, in a line each; an error in the log is one."""
         self._read_trail()
         errors = [f"the log has {line}" for line in self.sidecar.log().splitlines() if '"level": "error"' in line]
-        return [*map(str, violations(self.history)), *errors]
+        return [*map(str, violations(self.history, settled=settled)), *errors]
 
     def _read_trail(self) -> None:
         """Which contexts have ended, and why. A durable one does not end with its process."""

@@ -373,6 +373,12 @@ def test_a_breach_is_found(breach: Callable[[Story], None], numbers: set[int]) -
     assert story.found() == numbers
 
 
+def test_what_may_be_under_way_is_no_breach_before_all_has_settled() -> None:
+    story = Story()
+    story.accept(story.attempt(story.attach()), 1)
+    assert violations(story.history, settled=False) == []
+
+
 def test_a_breach_says_where_to_look() -> None:
     story = Story()
     attach = story.attach()

@@ -70,7 +70,7 @@ async def one_store(store: str, seconds: float, random: Random) -> Outcome:
                     await company.part()
             except Exception as error:  # noqa: BLE001 - whatever it is, it is told beside what was seen until then
                 faults = [f"it did not end as it should: {told(error)}"]
-            faults += company.verdict()
+            faults += company.verdict(settled=not faults)
             for device in company.devices:
                 storm.seen.update({name: device.seen[name] for name in ("full", "gap", "denied", "draining")})
             return outcome(store, len(PEOPLE) + len(READERS), company.history, faults, storm.seen)
