@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pytest
 
-SLOW_FOLDERS: Final = ("integration", "docs", "benchmarks")
+SLOW_FOLDERS: Final = ("integration", "docs", "benchmarks", "faults")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
