@@ -30,11 +30,6 @@ class AckingClient(Client):
         self._may_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        if self._timer is not None:
-            self._timer.cancel()
-
     def _took(self, messages: int, last: bytes) -> None:
         sequence = sequence_of(last)
         if sequence != self.sequence + messages:

@@ -66,13 +66,13 @@ async def test_another_refusal_or_a_reader_that_reads_fails_the_run() -> None:
     assert len(reading.batches) == MOST_ROUNDS
 
 
-@pytest.mark.parametrize(("away", "comes_back"), [(True, False), (True, True)])
-async def test_a_send_to_somebody_away_may_be_refused_and_is_counted(away: bool, comes_back: bool) -> None:
-    users = [User(ALICE), User(BOB, away)]
+@pytest.mark.parametrize(("before", "after"), [(True, True), (True, False), (False, True)])
+async def test_a_send_to_somebody_away_may_be_refused_and_is_counted(before: bool, after: bool) -> None:
+    users = [User(ALICE), User(BOB, before)]
     results = [accepted(), refused("OUTBOX_FULL")]
 
     def then() -> None:
-        users[1].away = away and not comes_back
+        users[1].away = after
         sender.finish()
 
     sender = Sender(Answers(results, then=then), users, batches=1)

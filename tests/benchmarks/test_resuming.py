@@ -27,6 +27,9 @@ async def test_a_user_who_is_cut_off_comes_back_to_what_was_sent_meanwhile() -> 
         assert await first.come_back() > 0
         await tally.reach(5)
         assert (first.away, first.sequence, second.sequence) == (False, 3, 2)
+        first.cut()
+        await first.come_back()
+        assert (first.away, first.sequence, tally.count) == (False, 3, 5)
 
 
 async def refusal_of(calls: Calls, user: ResumingUser) -> grpc.StatusCode:
