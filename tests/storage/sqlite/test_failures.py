@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from sidecar.core.errors import ErrorReason, Unavailable
+from sidecar.core.manager import IsolatedWebSocketManager
+from sidecar.core.message import PendingReceipt
 from sidecar.core.outbox import OutboxEntry
-from sidecar.storage.sqlite.store import FLUSH_S, RETRY_S, TRUNCATE_S
-from tests.storage.sqlite.stage import CHECKPOINT, Stage, created, leap, leaping, one_batch, read, refusal
+from sidecar.storage.sqlite.store import FLUSH_S, MAX_BATCH_MESSAGES, RETRY_S, TRUNCATE_S
+from tests.storage.sqlite.stage import CHECKPOINT, MANY, Stage, created, leap, leaping, one_batch, read, refusal
 
 DEFINITE = ErrorReason.STORAGE_UNAVAILABLE
 UNKNOWN = ErrorReason.OUTCOME_UNKNOWN
@@ -265,31 +267,32 @@ async def test_a_close_tries_once_more_what_had_failed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("busy", [False, True])
 @leaping
 async def test_a_close_that_cannot_write_answers_all_the_same(tmp_path: Path, busy: bool) -> None:
-    stage = Stage(tmp_path / "outbox.db")
-    managers = [await stage.create(), await stage.create(user_id="bob")]
+    stage = Stage(tmp_path / "outbox.db", limits=MANY)
+    managers = [await stage.create(user_id=f"u-{number}") for number in range(4)]
     for _ in range(20):
         stage.disk.fail("BEGIN IMMEDIATE")
     told: list[int] = []
-    waiting = []
 
-    def send(number: int) -> None:
-        pending = stage.core.send_later(managers[number % 2])
-        waiting.append(pending)
-        pending.add_done_callback(lambda _: told.append(number))
+    def send(manager: IsolatedWebSocketManager) -> None:
+        number = len(waiting)
+        waiting.append(stage.core.send_later(manager))
+        waiting[-1].add_done_callback(lambda _: told.append(number))
 
+    waiting: list[PendingReceipt] = []
     if busy:
         stage.disk.hold()
-        send(0)
+        send(managers[0])
         await stage.disk.held()
-    for number in range(1, 2_500):
-        send(number)
-    stage.end(managers[1])
+    for manager in managers:  # more batches than a close has patience for
+        for _ in range(MAX_BATCH_MESSAGES + 10):
+            send(manager)
+    stage.end(managers[0])
     stage.disk.let_go()
     await stage.store.close()
-    assert sorted(told) == sorted(set(told)) == list(range(0 if busy else 1, 2_500))
+    assert sorted(told) == list(range(len(waiting)))
     assert all(pending.error is not None for pending in waiting)
     await stage.store.close()
-    assert len(read(stage.path).contexts) == 2
+    assert len(read(stage.path).contexts) == 4
 
 
 @leaping

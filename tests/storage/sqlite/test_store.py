@@ -12,9 +12,7 @@ from sidecar.core.limits import Limits
 from sidecar.core.message import DeliveryState, Durability
 from sidecar.core.outbox import OutboxEntry, OutboxLimits
 from sidecar.storage.sqlite.store import FLUSH_S, MAX_BATCH_BYTES, MAX_BATCH_MESSAGES, SqliteOutboxStore
-from tests.storage.sqlite.stage import KEY, Stage, created, leap, leaping, one_batch, read, receipt, refusal
-
-MANY = Limits(outbox=OutboxLimits(max_messages=20_000, max_bytes=64 * 1024 * 1024), queued_bytes_per_user=2**30)
+from tests.storage.sqlite.stage import KEY, MANY, Stage, created, leap, leaping, one_batch, read, receipt, refusal
 
 
 def sequences(path: Path) -> list[int]:
