@@ -174,6 +174,8 @@ class AgentRegistry:
             if delivery is not None and worker.allows(delivery.queue.context.tenant_id):
                 self._drop(service, delivery)
                 taken.append(delivery)
+                if delivery.taken is not None:
+                    delivery.taken()
         return taken
 
     def next(self, worker: AgentWorker, at: Instant) -> Delivery | None:
@@ -230,16 +232,57 @@ class AgentRegistry:
 
     def submit(self, context: UserExecutionContext, message: InboundMessage, at: Instant) -> Delivery:
         """Queue a client's message for the service that takes it. Raises NO_AGENT or AGENT_BUSY, and keeps nothing."""
+        return self.deliver(self.reserve(context, message), message, at)
+
+    def reserve(self, context: UserExecutionContext, message: InboundMessage) -> ContextQueue:
+        """A place for a message that is yet to be kept: `deliver` or `release` it. Raises NO_AGENT or AGENT_BUSY."""
         service = self._taker(context.tenant_id, message.event_type)
         if service is None:
             raise Unavailable(ErrorReason.NO_AGENT)
         queue = self._queue(service, context)
-        if queue.messages >= self._max_inbound:
+        if queue.messages + queue.reserved >= self._max_inbound:
             self._let_go(service, queue)
             raise ResourceExhausted(ErrorReason.AGENT_BUSY, retry_after_s=1.0)
-        delivery = Delivery(self._new_id(), queue, EventKind.MESSAGE, at.monotonic, message)
+        queue.reserved += 1
+        return queue
+
+    def deliver(
+        self, queue: ContextQueue, message: InboundMessage, at: Instant, taken: Callable[[], None] | None = None
+    ) -> Delivery:
+        """Queue the message that a place was reserved for; `taken` is called when a worker has acknowledged it."""
+        queue.reserved -= 1
+        service = self._services[queue.service]
+        service.queues.setdefault(queue.isolation_key, queue)
+        delivery = Delivery(self._new_id(), queue, EventKind.MESSAGE, at.monotonic, message, taken=taken)
         self._add(service, queue, delivery)
         return delivery
+
+    def release(self, queue: ContextQueue) -> None:
+        """The message was not kept: its place is free again."""
+        queue.reserved -= 1
+        service = self._services.get(queue.service)
+        if service is not None:
+            self._let_go(service, queue)
+
+    def restore(
+        self,
+        context: UserExecutionContext,
+        service_name: str,
+        message: InboundMessage,
+        at: Instant,
+        taken: Callable[[], None],
+    ) -> None:
+        """A message that was accepted before a restart waits for its service again; it may have been sent to one."""
+        service = self._services.get(service_name)
+        if service is None:
+            service = self._services[service_name] = _Service(service_name)
+            service.left_at, service.tenants = at.monotonic, ()
+        if frozenset({context.tenant_id}) not in service.tenants:
+            service.tenants += (frozenset({context.tenant_id}),)
+        queue = self._queue(service, context)
+        delivery = Delivery(self._new_id(), queue, EventKind.MESSAGE, at.monotonic, message, taken=taken)
+        delivery.redelivered = True
+        self._add(service, queue, delivery)
 
     def cancelled(self, context: UserExecutionContext, stream_id: str, message_id: str) -> None:
         """The client wants no more of that: told at once to whoever has to do with the context, beside all credits."""
@@ -325,7 +368,7 @@ class AgentRegistry:
 
     def _let_go(self, service: _Service, queue: ContextQueue) -> None:
         """Forget the queue of a context that has ended, once nothing of it waits."""
-        if queue.ended and not queue.deliveries:
+        if queue.ended and not queue.deliveries and not queue.reserved:
             service.queues.pop(queue.isolation_key, None)
             if queue.worker is not None:
                 queue.worker.queues.discard(queue)

@@ -5,17 +5,22 @@ Its own messages, what it cancels, its response streams, and what services are t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from sidecar.core.deliveries import Closing, InboundMessage
-from sidecar.core.inbox import RecentInbound
+from sidecar.core.errors import ErrorReason, SidecarError, Unavailable
+from sidecar.core.inbox import Inbox, fingerprint_of
+from sidecar.core.stored import MessageIdentity, StoredInbound
 from sidecar.core.streams import ResponseStreams
 
 if TYPE_CHECKING:
     from sidecar.core.agents import AgentRegistry
+    from sidecar.core.deliveries import ContextQueue
     from sidecar.core.identity import UserExecutionContext
+    from sidecar.core.inbox import Answer
     from sidecar.core.message import Instant
+    from sidecar.core.ports import OutboxStore
     from sidecar.core.stored import StoredStream
 
 CancelWatcher = Callable[[str, str], None]
@@ -25,14 +30,15 @@ CancelWatcher = Callable[[str, str], None]
 class Conversation:
     """One manager's. Until it is announced, services hear nothing of its context."""
 
-    __slots__ = ("_agents", "_context", "_inbound", "_streams", "_watchers", "announced")
+    __slots__ = ("_agents", "_context", "_inbox", "_store", "_streams", "_watchers", "announced", "ended")
 
-    def __init__(self, context: UserExecutionContext, agents: AgentRegistry) -> None:
-        self.announced = False
+    def __init__(self, context: UserExecutionContext, agents: AgentRegistry, store: OutboxStore) -> None:
+        self.announced = self.ended = False
         self._context = context
         self._agents = agents
+        self._store = store
         # Made when there is something to keep: most contexts are idle.
-        self._inbound: RecentInbound | None = None
+        self._inbox: Inbox | None = None
         self._streams: ResponseStreams | None = None
         self._watchers: set[CancelWatcher] | None = None
 
@@ -57,25 +63,87 @@ class Conversation:
         """The context has ended, its primary socket with that code, 0 for none; its streams and its memory go too."""
         if self.announced:
             self._agents.closed(self._context, Closing(code, reason), at)
-        self._inbound = self._streams = self._watchers = None
+        self.ended = True
+        self._inbox = self._streams = self._watchers = None
 
     # From the client
 
-    def receive(self, message: InboundMessage, at: Instant) -> bool:
-        """Queue a client's message for the service that takes it; True when it was accepted before.
+    @property
+    def inbox(self) -> Inbox:
+        """The client's own messages, made with the first."""
+        if self._inbox is None:
+            self._inbox = Inbox()
+        return self._inbox
+
+    def receive(self, message: InboundMessage, at: Instant, answer: Answer) -> None:
+        """Queue a client's message for the service that takes it, once the store keeps it; `answer` says what became.
 
         Raises NO_AGENT, AGENT_BUSY or MESSAGE_ID_REUSED; then nothing was accepted. Messages without an id are all new.
         """
+        inbox = self.inbox
+        known = inbox.find(message) if message.message_id else None
+        if known is not None:
+            if known.kept:
+                answer(None, True)
+            else:
+                known.waiting.append(answer)
+            return
+        queue = self._agents.reserve(self._context, message)
+        number = inbox.last_number = inbox.last_number + 1
+        identity = self._remember(message, number)
+
+        def kept(error: Exception | None) -> None:
+            self._kept(queue, message, number, at, error, answer)
+
+        stored = StoredInbound(number, queue.service, message, identity)
+        if self._store.receive(self._context.isolation_key, stored, at, kept):
+            kept(None)
+
+    def restore(self, inbound: Sequence[StoredInbound], at: Instant) -> None:
+        """What the store kept: ids are known again, what no service had taken waits for its service again."""
+        for each in inbound:
+            self.inbox.last_number = max(self.inbox.last_number, each.number)
+            if each.identity is not None:
+                self.inbox.remember(each.identity, each.number, kept=True)
+            if each.message is not None:
+                self._agents.restore(self._context, each.service, each.message, at, self._taken(each.number))
+
+    def _remember(self, message: InboundMessage, number: int) -> MessageIdentity | None:
         if not message.message_id:
-            self._agents.submit(self._context, message, at)
-            return False
-        if self._inbound is None:
-            self._inbound = RecentInbound()
-        if self._inbound.is_known(message):
-            return True
-        self._agents.submit(self._context, message, at)
-        self._inbound.remember(message)
-        return False
+            return None
+        identity = MessageIdentity(message.message_id, fingerprint_of(message))
+        _, forgotten = self.inbox.remember(identity, number, kept=False)
+        if forgotten is not None:
+            self._store.forget(self._context.isolation_key, -forgotten)
+        return identity
+
+    def _kept(
+        self,
+        queue: ContextQueue,
+        message: InboundMessage,
+        number: int,
+        at: Instant,
+        error: Exception | None,
+        answer: Answer,
+    ) -> None:
+        """The store has answered. A context that has ended meanwhile has no client to tell, and no row any more."""
+        if self.ended:
+            self._agents.release(queue)
+            return
+        known = self.inbox.find(message) if message.message_id else None
+        refusal: SidecarError | None = None
+        if error is not None:
+            refusal = error if isinstance(error, SidecarError) else Unavailable(ErrorReason.STORAGE_UNAVAILABLE)
+            self.inbox.forget(message.message_id)
+            self._agents.release(queue)
+        else:
+            self._agents.deliver(queue, message, at, self._taken(number))
+        answer(refusal, False)
+        if known is not None:
+            known.answer(refusal)
+
+    def _taken(self, number: int) -> Callable[[], None]:
+        return lambda: self._store.taken(self._context.isolation_key, number)
 
     def cancel(self, stream_id: str | None, message_id: str | None) -> bool:
         """The client wants no more of a stream, or of the answer to its message: tell whoever sends it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
@@ -64,12 +65,14 @@ class Delivery:
     redelivered: bool = False
     gone: bool = False
     deadline: float = 0.0
+    taken: Callable[[], None] | None = None
+    """Called when a worker has acknowledged it."""
 
 
 class ContextQueue:
     """The events of one context for one service that are not acknowledged, in order, and who is given them."""
 
-    __slots__ = ("context", "deliveries", "ended", "isolation_key", "messages", "service", "worker")
+    __slots__ = ("context", "deliveries", "ended", "isolation_key", "messages", "reserved", "service", "worker")
 
     def __init__(self, service: str, context: UserExecutionContext) -> None:
         self.service = service
@@ -78,6 +81,7 @@ class ContextQueue:
         self.deliveries: deque[Delivery] = deque()
         self.worker: AgentWorker | None = None
         self.messages = 0
+        self.reserved = 0
         self.ended = False
 
     def add(self, delivery: Delivery) -> None:

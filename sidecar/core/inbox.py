@@ -1,44 +1,74 @@
-"""The ids that one client has given its messages, so that one sent again after a cut is handed over once."""
+"""One client's own messages: the ids it has given them, so that one sent again after a cut is handed over once."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
 from sidecar.core.errors import AlreadyExists, ErrorReason
+from sidecar.core.stored import MessageIdentity
 
 if TYPE_CHECKING:
     from sidecar.core.deliveries import InboundMessage
+    from sidecar.core.errors import SidecarError
 
 INBOUND_WINDOW: Final = 1_024
 
+Answer = Callable[["SidecarError | None", bool], None]
+"""Called once with (error, duplicate): the message is queued, was before, or is refused and nothing is kept."""
 
-class RecentInbound:
-    """One context's last 1,024 inbound ids. A refusal is not remembered."""
 
-    __slots__ = ("_known",)
+class Known:
+    """A message that has been taken; `waiting` are repeats that came before the store had confirmed it."""
+
+    __slots__ = ("fingerprint", "kept", "number", "waiting")
+
+    def __init__(self, fingerprint: bytes, number: int, *, kept: bool) -> None:
+        self.fingerprint = fingerprint
+        self.number = number
+        self.kept = kept
+        self.waiting: list[Answer] = []
+
+    def answer(self, error: SidecarError | None) -> None:
+        """The store has answered: so are the repeats."""
+        self.kept = error is None
+        waiting, self.waiting = self.waiting, []
+        for answer in waiting:
+            answer(error, error is None)
+
+
+class Inbox:
+    """The last 1,024 ids of one context's client, and the number of its last message. A refusal is not remembered."""
+
+    __slots__ = ("_known", "last_number")
 
     def __init__(self) -> None:
-        self._known: OrderedDict[str, bytes] = OrderedDict()
+        self.last_number = 0
+        self._known: OrderedDict[str, Known] = OrderedDict()
 
-    def is_known(self, message: InboundMessage) -> bool:
-        """True for a repeat. Raises MESSAGE_ID_REUSED when the id was another message's."""
+    def find(self, message: InboundMessage) -> Known | None:
+        """What was taken under this id. Raises MESSAGE_ID_REUSED when it was another message."""
         known = self._known.get(message.message_id)
-        if known is None:
-            return False
-        if known != _fingerprint(message):
+        if known is not None and known.fingerprint != fingerprint_of(message):
             raise AlreadyExists(ErrorReason.MESSAGE_ID_REUSED)
-        return True
+        return known
 
-    def remember(self, message: InboundMessage) -> None:
-        """The message was accepted."""
-        self._known[message.message_id] = _fingerprint(message)
-        if len(self._known) > INBOUND_WINDOW:
-            self._known.popitem(last=False)
+    def remember(self, identity: MessageIdentity, number: int, *, kept: bool) -> tuple[Known, int | None]:
+        """The message of that number was taken; and the number of the one that is forgotten for it."""
+        known = self._known[identity.message_id] = Known(identity.fingerprint, number, kept=kept)
+        if len(self._known) <= INBOUND_WINDOW:
+            return known, None
+        return known, self._known.popitem(last=False)[1].number
+
+    def forget(self, message_id: str) -> None:
+        """The store did not keep it: its id is free again."""
+        self._known.pop(message_id, None)
 
 
-def _fingerprint(message: InboundMessage) -> bytes:
+def fingerprint_of(message: InboundMessage) -> bytes:
+    """16 bytes that two messages of one client share only when they are the same."""
     digest = blake2b(f"{message.event_type}\0{message.content_type}\0".encode(), digest_size=16)
     digest.update(message.payload)
     return digest.digest()

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from sidecar.core.agents import AgentRegistry
     from sidecar.core.deliveries import InboundMessage
     from sidecar.core.identity import UserExecutionContext
+    from sidecar.core.inbox import Answer
     from sidecar.core.limits import UserAccount, UserLevelResourceManager
     from sidecar.core.outcomes import OutcomeListener, OutcomeWait
     from sidecar.core.ports import Encoder, OutboxStore, Socket
@@ -121,7 +122,7 @@ class IsolatedWebSocketManager:
         self._max_queued_bytes = ports.resources.limits.queued_bytes_per_user
         self._encoder = encoder
         self._store = ports.store
-        self.conversation = Conversation(context, ports.agents)
+        self.conversation = Conversation(context, ports.agents, ports.store)
         self.epoch = epoch
         self._message_id_prefix = message_id_prefix
         self._on_end = ports.on_end
@@ -307,13 +308,13 @@ class IsolatedWebSocketManager:
             self.lifecycle.look_by(entry.expires_at)
         return self._watched().wait(sequence, done)
 
-    def receive(self, message: InboundMessage, at: Instant) -> bool:
-        """Queue a client's message for the agent service that takes it; True when it was accepted before.
+    def receive(self, message: InboundMessage, at: Instant, answer: Answer) -> None:
+        """Queue a client's message for the agent service that takes it; `answer` says what became of it.
 
         Raises NO_AGENT, AGENT_BUSY or MESSAGE_ID_REUSED; then nothing was accepted.
         """
         self.touch(at)
-        return self.conversation.receive(message, at)
+        self.conversation.receive(message, at, answer)
 
     def cancel(self, stream_id: str | None, message_id: str | None, at: Instant) -> None:
         """The client wants no more of a stream, or of the answer to its message; whoever sends it is told."""
@@ -428,6 +429,7 @@ class IsolatedWebSocketManager:
         if message.ttl_s is not None and self._outcomes:
             self.lifecycle.look_by(entry.expires_at)
         stream, identity, pending = message.stream, None, None
+        entry.stream = stream
         if message.message_id and stream is None:
             identity = MessageIdentity(message.message_id, fingerprint(message))
         if not self._store.append(self.isolation_key, self.epoch, entry, identity, at, self._confirmed):
@@ -599,6 +601,7 @@ class IsolatedWebSocketManager:
         self.messages_sent = self.outbox.head
         if kept.state.streams:
             self.conversation.streams.restore(kept.state.streams, at.monotonic)
+        self.conversation.restore(kept.inbound, at)
         for message in kept.messages:
             if message.stream is not None:
                 self.conversation.streams.restore_chunk(message.stream, Chunk(message.sequence, at, None))

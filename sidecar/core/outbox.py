@@ -22,7 +22,7 @@ from sidecar.core.message import MAX_TTL_S, DeliveryState
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sidecar.core.message import Instant
+    from sidecar.core.message import Instant, StreamPlace
     from sidecar.core.stored import StoredGap, StoredMessage, StoredState
 
 
@@ -41,7 +41,7 @@ class OutboxLimits:
 class OutboxEntry:
     """One kept message: its frame, encoded once, and what decides how long it stays."""
 
-    __slots__ = ("critical", "expires_at", "frame", "kept", "sequence", "size")
+    __slots__ = ("critical", "expires_at", "frame", "kept", "sequence", "size", "stream")
 
     def __init__(self, sequence: int, frame: bytes, size: int, expires_at: float, critical: bool) -> None:
         self.kept = True
@@ -50,6 +50,7 @@ class OutboxEntry:
         self.size = size
         self.expires_at = expires_at
         self.critical = critical
+        self.stream: StreamPlace | None = None
 
 
 class Outbox:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sidecar.core.identity import UserExecutionContext
     from sidecar.core.message import Durability, Instant, Message
     from sidecar.core.outbox import OutboxEntry
-    from sidecar.core.stored import MessageIdentity, StoredContext, StoredState
+    from sidecar.core.stored import MessageIdentity, StoredContext, StoredInbound, StoredState
 
 
 class Clock(Protocol):
@@ -163,7 +163,13 @@ class OutboxStore(Protocol):
         """The context stands elsewhere than it did: ask for its state before long. What it released may go."""
 
     def forget(self, isolation_key: str, sequence: int) -> None:
-        """No repeat of that message is recognised any more."""
+        """No repeat of that message is recognised any more; negative for a client's own of that number."""
+
+    def receive(self, isolation_key: str, inbound: StoredInbound, at: Instant, confirmed: Confirmed) -> bool:
+        """A client's message, numbered in its context; answered as an append is."""
+
+    def taken(self, isolation_key: str, number: int) -> None:
+        """The service has acknowledged the client's message of that number."""
 
     def dispose(self, isolation_key: str) -> None:
         """The manager has ended; nothing of it may be readable again."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sidecar.core.errors import ErrorReason, SidecarError, Unavailable
 
 if TYPE_CHECKING:
+    from sidecar.core.deliveries import InboundMessage
     from sidecar.core.message import StreamPlace
 
 
@@ -90,12 +91,22 @@ class StoredMessage(NamedTuple):
     stream: StreamPlace | None = None
 
 
+class StoredInbound(NamedTuple):
+    """A client's message for that service; `message` None: taken, and kept for its `identity` alone."""
+
+    number: int
+    service: str
+    message: InboundMessage | None
+    identity: MessageIdentity | None
+
+
 class RestoredContext(NamedTuple):
-    """All that a store kept of one context, its messages in order."""
+    """All that a store kept of one context, its messages and its client's in order."""
 
     context: StoredContext
     state: StoredState
     messages: Sequence[StoredMessage]
+    inbound: Sequence[StoredInbound] = ()
 
 
 class Creation:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from sidecar.core.message import Instant
     from sidecar.core.outbox import OutboxEntry
     from sidecar.core.ports import Confirmed
-    from sidecar.core.stored import MessageIdentity, StoredContext, StoredState
+    from sidecar.core.stored import MessageIdentity, StoredContext, StoredInbound, StoredState
 
 
 class MemoryOutboxStore:
@@ -49,6 +49,13 @@ class MemoryOutboxStore:
 
     def changed(self, isolation_key: str) -> None:
         """The outbox knows."""
+
+    def receive(self, isolation_key: str, inbound: StoredInbound, at: Instant, confirmed: Confirmed) -> bool:
+        """Kept, by the registry itself."""
+        return True
+
+    def taken(self, isolation_key: str, number: int) -> None:
+        """The registry has already dropped it."""
 
     def forget(self, isolation_key: str, sequence: int) -> None:
         """The manager has already forgotten it."""

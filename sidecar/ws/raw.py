@@ -38,4 +38,4 @@ class RawSession:
                 continue
             payload, kind = (data.encode(), ContentType.TEXT) if isinstance(data, str) else (data, ContentType.BINARY)
             with suppress(SidecarError):  # the protocol has no frame to say so
-                manager.receive(InboundMessage("", "message", payload, kind), self._ports.now())
+                manager.receive(InboundMessage("", "message", payload, kind), self._ports.now(), lambda *_: None)

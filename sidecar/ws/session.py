@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 import orjson
@@ -91,11 +92,15 @@ class JsonSession:
             return
         message = InboundMessage(frame.message_id, frame.event, orjson.dumps(frame.data), ContentType.JSON)
         try:
-            duplicate = manager.receive(message, self._ports.now())
+            manager.receive(message, self._ports.now(), partial(self._answer, frame.message_id))
         except SidecarError as error:
-            self._socket.send(frames.error(error.reason, frame.message_id))
-            return
-        self._socket.send(frames.accepted(frame.message_id, duplicate=duplicate))
+            self._answer(frame.message_id, error, duplicate=False)
+
+    def _answer(self, message_id: str, error: SidecarError | None, duplicate: bool) -> None:
+        if error is None:
+            self._socket.send(frames.accepted(message_id, duplicate=duplicate))
+        else:
+            self._socket.send(frames.error(error.reason, message_id))
 
     def _touch(self, manager: IsolatedWebSocketManager) -> None:
         """Activity; a mirror's does not count."""

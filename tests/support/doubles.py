@@ -12,7 +12,7 @@ from sidecar.core.identity import UserExecutionContext
 from sidecar.core.message import Durability, Instant, Message
 from sidecar.core.outbox import OutboxEntry
 from sidecar.core.ports import AuditEvent, AuditValue, Confirmed
-from sidecar.core.stored import MessageIdentity, StoredContext, StoredState
+from sidecar.core.stored import MessageIdentity, StoredContext, StoredInbound, StoredState
 
 WALL_START = 1_700_000_000.0
 """Unix seconds at which every fake clock starts."""
@@ -191,6 +191,8 @@ class LaterStore:
         self.created: list[StoredContext] = []
         self.changes: list[str] = []
         self.forgotten: list[tuple[str, int]] = []
+        self.received: deque[tuple[StoredInbound, Confirmed]] = deque()
+        self.takings: list[tuple[str, int]] = []
         self.disposed: list[str] = []
         self.survives = survives
         self.creations: deque[Confirmed] | None = deque() if creates_later else None
@@ -223,6 +225,13 @@ class LaterStore:
     def state_of(self, isolation_key: str) -> StoredState:
         """Where that context stands, as a store would ask."""
         return self.states[isolation_key]()
+
+    def receive(self, isolation_key: str, inbound: StoredInbound, at: Instant, confirmed: Confirmed) -> bool:
+        self.received.append((inbound, confirmed))
+        return False
+
+    def taken(self, isolation_key: str, number: int) -> None:
+        self.takings.append((isolation_key, number))
 
     def forget(self, isolation_key: str, sequence: int) -> None:
         self.forgotten.append((isolation_key, sequence))

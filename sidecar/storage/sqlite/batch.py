@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from sidecar.core.message import StreamPlace
     from sidecar.core.stored import MessageIdentity, StoredContext, StoredState
     from sidecar.storage.sqlite.sealing import Seal
 
@@ -20,7 +21,7 @@ class NewContext(NamedTuple):
 
 
 class NewMessage(NamedTuple):
-    """A message to be kept, in row `id`; times are Unix seconds."""
+    """A message to be kept, in row `id`; times are Unix seconds. A client's own has a negative `sequence`."""
 
     id: int
     context: int
@@ -32,6 +33,7 @@ class NewMessage(NamedTuple):
     critical: bool
     accepted_at: float
     identity: MessageIdentity | None
+    stream: StreamPlace | None
 
 
 class NewState(NamedTuple):

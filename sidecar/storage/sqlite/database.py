@@ -15,9 +15,9 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from sidecar.core.stored import RestoredContext, StoredMessage, StoredState
+from sidecar.core.stored import RestoredContext, StoredInbound, StoredMessage, StoredState
 from sidecar.storage.sqlite.errors import StoreInUse, StoreUnusable
-from sidecar.storage.sqlite.rows import Malformed, decode_context, decode_message, decode_state
+from sidecar.storage.sqlite.rows import Malformed, decode_context, decode_inbound, decode_message, decode_state
 from sidecar.storage.sqlite.sealing import NO_KEY, Kind, Seal, Unsealable
 
 APPLICATION_ID: Final = 0x77736364
@@ -136,6 +136,7 @@ def _load_context(
     own = Seal(seal.open(Kind.KEY, context, 0, wrapped))
     stored = decode_context(own.open(Kind.CONTEXT, context, 0, identity))
     kept: list[StoredMessage] = []
+    inbound: list[StoredInbound] = []
     frames, identities = {}, {}
     for message_row, sequence, known, message in messages:
         if message is not None:
@@ -144,12 +145,16 @@ def _load_context(
         if known is not None:
             identities[sequence] = message_row
             known = own.open(Kind.IDENTITY, context, sequence, known)  # noqa: PLW2901 - the same, readable
-        kept.append(decode_message(sequence, message, known))
+        row = decode_message(sequence, message, known)
+        if sequence < 0:
+            inbound.append(decode_inbound(-sequence, row))
+        else:
+            kept.append(row)
     if state is None:
         stands = StoredState(0, 0, 0, (), (), -1, stored.created_at)
     else:
         stands = decode_state(own.open(Kind.STATE, context, 0, state))
-    return LoadedContext(context, own, frames, identities, RestoredContext(stored, stands, kept))
+    return LoadedContext(context, own, frames, identities, RestoredContext(stored, stands, kept, inbound[::-1]))
 
 
 def _is_ours(path: Path, newest: int) -> bool:

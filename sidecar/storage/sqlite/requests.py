@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
+    from sidecar.core.message import StreamPlace
     from sidecar.core.ports import Confirmed
     from sidecar.core.stored import MessageIdentity, StoredContext, StoredState
     from sidecar.storage.sqlite.sealing import Seal
@@ -45,7 +46,10 @@ class Creation(NamedTuple):
 
 
 class Append(NamedTuple):
-    """A message to be kept; times are Unix seconds."""
+    """A message to be kept; times are Unix seconds.
+
+    A client's own has a negative `sequence`: its number in its context, by which nothing is expected.
+    """
 
     context: Context
     epoch: int
@@ -56,7 +60,13 @@ class Append(NamedTuple):
     critical: bool
     accepted_at: float
     identity: MessageIdentity | None
+    stream: StreamPlace | None
     confirmed: Confirmed
+
+    @property
+    def is_inbound(self) -> bool:
+        """It is a client's own."""
+        return self.sequence < 0
 
 
 Request = Creation | Append
@@ -65,6 +75,6 @@ Request = Creation | Append
 def is_expected(request: Request) -> bool:
     """An append is conditional on the owner's epoch and on the sequence that comes next."""
     context = request.context
-    if isinstance(request, Creation):
+    if isinstance(request, Creation) or request.is_inbound:
         return not context.disposed
     return not context.disposed and request.sequence == context.expected and request.epoch == context.epoch

@@ -20,7 +20,7 @@ _NONCE_BYTES: Final = 12
 _TAG_BYTES: Final = 16
 NO_KEY: Final = bytes(_NONCE_BYTES + KEY_BYTES + _TAG_BYTES)
 """What stands in the place of a sealed key that was destroyed; as long as one."""
-_place: Final = Struct("!BQQ").pack
+_place: Final = Struct("!BQq").pack
 
 
 class Kind(IntEnum):

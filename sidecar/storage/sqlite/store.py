@@ -19,6 +19,7 @@ from sidecar.storage.sqlite.batch import Batch, NewContext, NewMessage, NewState
 from sidecar.storage.sqlite.database import load, open_database
 from sidecar.storage.sqlite.errors import StoreUnusable
 from sidecar.storage.sqlite.requests import NOTHING, Append, Context, Creation, Request, is_expected
+from sidecar.storage.sqlite.rows import encode_inbound
 from sidecar.storage.sqlite.sealing import Seal, new_key
 from sidecar.storage.sqlite.writer import Writer
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from sidecar.core.message import Instant
     from sidecar.core.outbox import OutboxEntry
     from sidecar.core.ports import Confirmed
-    from sidecar.core.stored import MessageIdentity, RestoredContext, StoredContext, StoredState
+    from sidecar.core.stored import MessageIdentity, RestoredContext, StoredContext, StoredInbound, StoredState
 
 logger = structlog.get_logger("sidecar.storage")
 
@@ -88,7 +89,7 @@ class SqliteOutboxStore:
         """Hand over each context that the file holds, once; one that is not adopted is disposed of."""
         loaded, self._loaded = self._loaded, []
         for each in loaded:
-            stored, state, messages = each.restored
+            stored, state, messages, _ = each.restored
             context = Context(each.id, each.seal, 1, None)
             context.kept = True
             context.frames, context.identities = each.frames, each.identities
@@ -164,12 +165,31 @@ class SqliteOutboxStore:
                 entry.critical,
                 at.unix,
                 identity,
+                entry.stream,
                 confirmed,
             )
         )
         if not self._handing_over:
             self._hand_over_soon()
         return False
+
+    def receive(self, isolation_key: str, inbound: StoredInbound, at: Instant, confirmed: Confirmed) -> bool:
+        """Kept with the next commit."""
+        assert inbound.message is not None
+        context, row = self._contexts[isolation_key], encode_inbound(inbound.service, inbound.message)
+        place, identity = -inbound.number, inbound.identity
+        self._requests.append(
+            Append(context, context.epoch, place, row, len(row), 0.0, False, at.unix, identity, None, confirmed)
+        )
+        self._hand_over_soon()
+        return False
+
+    def taken(self, isolation_key: str, number: int) -> None:
+        """Its row goes before long, unless a repeat of it is still recognised."""
+        context = self._contexts.get(isolation_key)
+        if context is not None:
+            self._release(context, -number)
+            self._flush_later(FLUSH_S)
 
     def changed(self, isolation_key: str) -> None:
         """Written before long."""
@@ -235,21 +255,21 @@ class SqliteOutboxStore:
             if isinstance(request, Creation):
                 batch.contexts.append(NewContext(context.id, request.key, context.seal, request.stored))
             else:
-                context.expected += 1
+                context.expected += not request.is_inbound
                 size += len(request.frame)
                 batch.messages.append(self._new_message(request))
             taken.append(request)
         return taken
 
     def _new_message(self, request: Append) -> NewMessage:
-        context, _, sequence, frame, size, expires_at, critical, accepted_at, identity, _ = request
+        context, _, sequence, frame, size, expires_at, critical, accepted_at, identity, stream, _ = request
         row = self._next_message
         self._next_message = row + 1
         context.frames[sequence] = row
         if identity is not None:
             context.identities[sequence] = row
         return NewMessage(
-            row, context.id, context.seal, sequence, frame, size, expires_at, critical, accepted_at, identity
+            row, context.id, context.seal, sequence, frame, size, expires_at, critical, accepted_at, identity, stream
         )
 
     def _written(self, batch: Batch, error: Unavailable | None) -> None:
@@ -304,7 +324,8 @@ class SqliteOutboxStore:
             if isinstance(request, Creation):
                 request.context.expected = NOTHING
             else:
-                request.context.expected = request.sequence
+                if not request.is_inbound:
+                    request.context.expected = request.sequence
                 request.context.frames.pop(request.sequence, None)
                 request.context.identities.pop(request.sequence, None)
         for request in taken:

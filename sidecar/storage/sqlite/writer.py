@@ -121,11 +121,11 @@ class Writer:
 
 
 def _message_row(new: NewMessage) -> tuple[int, int, int, bytes | None, bytes]:
-    row, context, seal, sequence, frame, size, expires_at, critical, accepted_at, identity = new
+    row, context, seal, sequence, frame, size, expires_at, critical, accepted_at, identity, stream = new
     sealed = None
     if identity is not None:
         sealed = seal.seal(Kind.IDENTITY, context, sequence, encode_identity(identity, accepted_at))
-    message = seal.seal(Kind.MESSAGE, context, sequence, encode_message(frame, size, expires_at, critical))
+    message = seal.seal(Kind.MESSAGE, context, sequence, encode_message(frame, size, expires_at, critical, stream))
     return row, context, sequence, sealed, message
 
 
