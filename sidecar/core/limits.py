@@ -47,6 +47,10 @@ class TokenBucket:
         self._seen = now
         return 0.0 if self._level >= amount else (amount - self._level) / self._rate
 
+    def give_back(self, amount: float = 1.0) -> None:
+        """What was taken is not used after all."""
+        self._level = min(self._burst, self._level + amount)
+
     def take(self, now: float, amount: float = 1.0) -> float:
         """Take `amount` and return 0.0, or take nothing and return the seconds until it may be had."""
         wait_s = self.wait(now, amount)

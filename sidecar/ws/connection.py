@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from websockets.asyncio.server import ServerConnection
 from websockets.datastructures import Headers
-from websockets.frames import PONG, Frame
+from websockets.frames import PONG, TEXT, Frame
 from websockets.http11 import Request, Response
 from websockets.protocol import CONNECTING, OPEN
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _NO_CLOSE_FRAME: Final = 1006
 _PAST_REQUEST: Final = Request("", Headers())
 MAX_QUEUED_FRAMES: Final = 16
+_SHORT_BYTES: Final = 64
 
 
 class EdgeConnection(ServerConnection):
@@ -63,6 +64,7 @@ class EdgeConnection(ServerConnection):
         "address",
         "admission",
         "fault",
+        "on_text",
         "peer",
         "socket",
     )
@@ -102,6 +104,8 @@ class EdgeConnection(ServerConnection):
         self.peer: object = None
         """The other side, as the transport named it when it was made: of a lost connection uvloop names none."""
         self.fault: str | None = None
+        self.on_text: Callable[[bytes], bool] | None = None
+        """Asked of each short text frame before it is queued; True: it is dealt with."""
         self._clock = clock
         self._on_made = on_made
         self._on_refused = on_refused
@@ -155,6 +159,7 @@ class EdgeConnection(ServerConnection):
     def let_go(self) -> None:
         """Call last, after the TCP connection has ended: what refers to itself would stay until the collector comes."""
         self._protocol.let_go()
+        self.on_text = None
         self.recv_messages.pause = self.recv_messages.resume = lambda: None
         if self.socket is not None:
             self.socket.on_event = None
@@ -201,11 +206,19 @@ class EdgeConnection(ServerConnection):
             self.socket.writing_resumed()
 
     def process_event(self, event: Event) -> None:
+        if self.on_text is not None and isinstance(event, Frame) and event.opcode is TEXT and event.fin:  # noqa: SIM102
+            if len(event.data) <= _SHORT_BYTES and self.on_text(bytes(event.data)):
+                return
         super().process_event(event)
         if self.socket is not None and isinstance(event, Frame) and event.opcode is PONG:
             self.socket.pong_received()
 
     # Rates and flow
+
+    def give_back_frame(self) -> None:
+        """The frame that was just read does not count against the rate: there are only as many as were asked for."""
+        if self._frames is not None:
+            self._frames.give_back()
 
     def _admit_frame(self) -> bool:
         return self._frames is None or self._frames.take(self._now) == 0.0

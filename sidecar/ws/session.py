@@ -44,6 +44,7 @@ class JsonSession:
         greeting = Greeting(self._connection, self._socket, self._ports)
         try:
             await greeting.run()
+            self._connection.on_text = self._take_acknowledgement
             while True:
                 await self._read()
         finally:
@@ -51,6 +52,28 @@ class JsonSession:
             await self._end_renewal()
 
     # Frames
+
+    def _take_acknowledgement(self, data: bytes) -> bool:
+        """Take an `ack` in the step in which it is read: there may be one for each message, and waking this task for it
+        costs ten times as much. Everything else, and an ack that is not good, is left to `_read`.
+
+        One that acknowledges something new is not counted against the rate: a service has paid for it with a message.
+        """
+        manager, socket = self._socket.manager, self._socket
+        if b'"ack"' not in data or manager is None or socket.gone:
+            return False
+        try:
+            frame = inbound.parse(data.decode())
+        except (BadFrame, UnicodeDecodeError):
+            return False
+        if not isinstance(frame, Acknowledge):
+            return False
+        before = manager.outbox.acknowledged
+        if not manager.acknowledge(socket.attach_id, frame.sequence, self._ports.now()):
+            return False
+        if manager.outbox.acknowledged > before:
+            self._connection.give_back_frame()
+        return True
 
     async def _read(self) -> None:
         """Take one frame. What comes after this side began to close is read and does not count."""
