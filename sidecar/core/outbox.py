@@ -74,11 +74,14 @@ class Outbox:
         "limits",
         "ordinary_bytes",
         "promised",
+        "uncertain",
     )
 
     def __init__(self, limits: OutboxLimits) -> None:
         self.limits = limits
         self.head = self.confirmed = self.cursor = self.acknowledged = self.promised = 0
+        self.uncertain = 0
+        """Up to here a client may have been written to by a process that is no more; it will say when it comes back."""
         self.ever_acknowledged = False
         self.ordinary_bytes = 0
         self.entries: dict[int, OutboxEntry] = {}
@@ -192,6 +195,7 @@ class Outbox:
         self.cursor = max(self.cursor, sequence)
         freed = self.acknowledge(sequence)
         self.cursor = sequence
+        self.uncertain = 0
         for first, last in self._gaps.lose_after(max(sequence, self.acknowledged)):
             self._lose(first, last)
         kept = len(self.entries) - (self.head - self.confirmed)
@@ -212,9 +216,10 @@ class Outbox:
         self._remove(entry)
         if self.dropped is not None:
             self.dropped.append(entry.sequence)
-        if entry.sequence > self.cursor:
+        written = max(self.cursor, self.uncertain)
+        if entry.sequence > written:
             self._lose(entry.sequence, entry.sequence)
-        self._gaps.dig(entry.sequence, reason, self.cursor)
+        self._gaps.dig(entry.sequence, reason, written)
         self._compact()
 
     def announced(self, hole: Hole) -> None:
@@ -262,11 +267,13 @@ class Outbox:
     def state_of(self, sequence: int) -> DeliveryState:
         """How far the message of that sequence has come, as of now."""
         hole = self._gaps.covering(sequence)
-        if hole is not None and (hole.announced or hole.lost or sequence > max(self.cursor, self.acknowledged)):
+        written = max(self.cursor, self.acknowledged, self.uncertain)
+        if hole is not None and (hole.announced or hole.lost or sequence > written):
             return DeliveryState.DROPPED
         if sequence <= self.acknowledged:
             return DeliveryState.ACKNOWLEDGED
-        return DeliveryState.WRITTEN if sequence <= self.cursor else DeliveryState.QUEUED
+        # What gave way though it may have been written is not waiting any more.
+        return DeliveryState.WRITTEN if sequence <= self.cursor or hole is not None else DeliveryState.QUEUED
 
     def gaps(self) -> tuple[StoredGap, ...]:
         """Every run that is not kept any more, in order."""
@@ -283,7 +290,7 @@ class Outbox:
                 ttl_s = min(max(message.expires_at - at.unix, 0.0), MAX_TTL_S)
                 self.head = message.sequence - 1
                 self.append(message.frame, message.size, at.monotonic, ttl_s, message.critical)
-        self.head = self.confirmed = max(state.head, messages[-1].sequence if messages else 0)
+        self.head = self.confirmed = self.uncertain = max(state.head, messages[-1].sequence if messages else 0)
 
     def clear(self) -> None:
         """Drop every frame; the positions stay readable."""

@@ -134,6 +134,28 @@ def test_time_passes_for_messages_while_nobody_runs() -> None:
     assert list(again.outbox.entries) == [3]
 
 
+def test_what_the_client_may_have_is_not_called_lost_before_it_says_so() -> None:
+    """The process that was killed wrote it, and nobody acknowledged it: expired now, it may have come all the same."""
+    kept = Kept()
+    manager, _ = kept.core.connect()
+    for number in (1, 2):
+        kept.send(manager, message(number, ttl_s=10.0))
+    core, again = kept.restart(manager)
+    told: list[int] = []
+    for sequence in (1, 2):
+        again.wait_for_outcome(sequence, lambda sequence=sequence: told.append(sequence))  # type: ignore[misc]
+    core.clock.advance(20.0)
+    again.drop_expired(core.clock.monotonic())
+    assert told == []
+    assert again.outbox.state_of(1) is DeliveryState.WRITTEN
+    full, socket = resumed(core, again, 1)  # it has the first
+    assert not full
+    assert socket.frames == [core.encoder.gap(2, 2, "expired")]
+    assert told == [1, 2]
+    states = [again.outbox.state_of(sequence) for sequence in (1, 2)]
+    assert states == [DeliveryState.ACKNOWLEDGED, DeliveryState.DROPPED]
+
+
 def test_a_wall_clock_set_back_or_forward_keeps_no_message_longer_than_a_day() -> None:
     kept = Kept()
     manager = kept.core.create()
