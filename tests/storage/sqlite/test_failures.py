@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from pathlib import Path
 
@@ -293,6 +294,16 @@ async def test_a_close_that_cannot_write_answers_all_the_same(tmp_path: Path, bu
     assert all(pending.error is not None for pending in waiting)
     await stage.store.close()
     assert len(read(stage.path).contexts) == 4
+
+
+@leaping
+async def test_two_may_close_at_once(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "outbox.db")
+    manager = await stage.create()
+    waiting = [stage.core.send_later(manager) for _ in range(3)]
+    await asyncio.gather(stage.store.close(), stage.store.close())
+    assert [pending.receipt is not None for pending in waiting] == [True] * 3
+    assert len(kept(stage.path)) == 3
 
 
 @leaping

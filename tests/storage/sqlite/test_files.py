@@ -8,15 +8,16 @@ import stat
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sidecar.security.files import SettingError
 from sidecar.security.storage_key import KEY_BYTES, load_storage_key
 from sidecar.storage.sqlite.database import APPLICATION_ID, open_database
-from sidecar.storage.sqlite.errors import StoreInUse
+from sidecar.storage.sqlite.errors import StoreInUse, StoreUnusable
 from sidecar.storage.sqlite.store import SqliteOutboxStore
-from tests.storage.sqlite.stage import KEY, SEAL, read
+from tests.storage.sqlite.stage import KEY, SEAL, error, read
 
 
 def mode(path: Path) -> int:
@@ -87,6 +88,34 @@ def test_whoever_reads_the_file_meanwhile_has_it(kept: Path) -> None:
             SqliteOutboxStore(kept, KEY)
         other.execute("COMMIT")
     assert len(read(kept).contexts) == 2
+
+
+# A disk that fails
+
+
+class FailingConnection(sqlite3.Connection):
+    """One whose disk fails as soon as it is written to."""
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        if sql.startswith(("BEGIN", "INSERT")):
+            raise error(sqlite3.SQLITE_IOERR)
+        return super().execute(sql, parameters)
+
+
+def unable(*_: Any, **__: Any) -> sqlite3.Connection:
+    raise error(sqlite3.SQLITE_CANTOPEN)
+
+
+@pytest.mark.parametrize(
+    ("factory", "rule"),
+    [(unable, "the file cannot be opened"), (FailingConnection, "the file cannot be opened, read and written")],
+)
+def test_a_disk_that_fails_is_told(tmp_path: Path, factory: Callable[..., sqlite3.Connection], rule: str) -> None:
+    path = tmp_path / "outbox.db"
+    with pytest.raises(StoreUnusable) as raised:
+        open_database(path, SEAL, factory=factory)
+    assert str(raised.value) == f"storage.path: {rule}"
+    assert read(path).contexts == []
 
 
 # The key's file

@@ -10,6 +10,7 @@ import pytest
 
 from sidecar.storage.sqlite.database import APPLICATION_ID, MIGRATIONS, open_database
 from sidecar.storage.sqlite.errors import StoreUnusable
+from sidecar.storage.sqlite.sealing import Seal
 from tests.storage.sqlite.stage import SEAL, copied, read
 
 
@@ -37,6 +38,16 @@ def test_a_migration_is_made_whole_or_not_at_all(kept: Path) -> None:
         assert other.execute("SELECT count(*) FROM messages").fetchone() == (3,)
     assert "good" in names
     assert "bad" not in names
+
+
+def test_an_older_file_of_another_key_is_refused(kept: Path) -> None:
+    """It is migrated all the same: what is in it is as it was."""
+    newer = (*MIGRATIONS, "CREATE TABLE later (a);")
+    with pytest.raises(StoreUnusable) as raised:
+        open_database(kept, Seal(bytes(32)), migrations=newer)
+    assert str(raised.value) == "storage.key_file: must be the key that the database was made with"
+    with closing(open_database(kept, SEAL, migrations=newer)) as connection:
+        assert connection.execute("SELECT count(*) FROM messages").fetchone() == (3,)
 
 
 class Killed(Exception):
