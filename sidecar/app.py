@@ -11,6 +11,7 @@ import secrets
 import signal
 import socket
 import tempfile
+import threading
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -334,7 +335,12 @@ async def _serve(sidecar: Sidecar, development: Development | None) -> int:
     if development is not None:
         print(development.announcement(), flush=True)  # noqa: T201 - what a person at a terminal is to open
     await sidecar.drained.wait()
+    # A disk that hangs must not keep the process beyond its grace: what is left then is left as a crash leaves it.
+    last_resort = threading.Timer(CLOSING_S, os._exit, (1,))
+    last_resort.daemon = True
+    last_resort.start()
     await sidecar.stop()
+    last_resort.cancel()
     return 0
 
 

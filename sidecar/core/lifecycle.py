@@ -130,7 +130,7 @@ class ConnectionLifecycleManager:
             manager.end("resume_window_over", catalogued(CloseCode.GOING_AWAY), at)
             return inf
         silence = manager.end_silent_streams(at)
-        if now >= manager.last_activity.monotonic + limits.idle_timeout_s and not manager.conversation.streaming:
+        if now >= self._idle_at() and not manager.conversation.streaming:
             manager.end("idle", catalogued(CloseCode.IDLE), at)
             return inf
         for attach_id, health in tuple(self._sockets.items()):
@@ -185,9 +185,16 @@ class ConnectionLifecycleManager:
             return health.pinged_at + self._limits.pong_timeout_s
         return health.next_ping_at
 
+    def _idle_at(self) -> float:
+        """When it has idled for too long. While it is detached its window counts, and that time is no idleness."""
+        manager = self._manager
+        if manager.detached_at is not None:
+            return inf
+        return manager.last_activity.monotonic + manager.away_s + self._limits.idle_timeout_s
+
     def _next_due(self, now: float | None) -> float:
         manager, limits = self._manager, self._limits
-        due = manager.last_activity.monotonic + limits.idle_timeout_s
+        due = self._idle_at()
         if now is not None and manager.conversation.streaming:
             due = max(due, now + 1.0)
         if manager.detached_at is not None:

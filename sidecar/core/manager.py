@@ -103,6 +103,8 @@ class IsolatedWebSocketManager:
         self.resume_digest = resume_digest
         self.created = at
         self.last_activity = at
+        self.away_s = 0.0
+        """How long of the time since the last activity nobody was attached."""
         self.detached_at: float | None = at.monotonic
         self.ended = False
         self.primary: Socket | None = None
@@ -163,6 +165,8 @@ class IsolatedWebSocketManager:
             self.close_connection(self.primary, catalogued(CloseCode.TAKEN_OVER), at)
             self._require(context)  # a raw context has just ended with its socket
         self.primary = socket
+        if self.detached_at is not None:
+            self.away_s += at.monotonic - max(self.detached_at, self.last_activity.monotonic)
         self.detached_at = None
 
     def note_attempt(self, attempt: int) -> bool:
@@ -343,7 +347,7 @@ class IsolatedWebSocketManager:
 
     def touch(self, at: Instant) -> None:
         """The client did something that counts as activity: a message, a cancel, a refresh."""
-        self.last_activity = at
+        self.last_activity, self.away_s = at, 0.0
 
     def end(self, reason: str, close: Close | None, at: Instant, *, code: int = 0) -> None:
         """End for good: sockets (`close` None: going away), outbox, stored rows, waiters, account. Idempotent.
@@ -451,7 +455,7 @@ class IsolatedWebSocketManager:
         outbox.confirmed = sequence
         self.messages_sent += 1
         if accepted.monotonic > self.last_activity.monotonic:
-            self.last_activity = accepted
+            self.last_activity, self.away_s = accepted, 0.0
         written = 0
         if socket is not None and socket.writable:
             if outbox.cursor == sequence - 1 and not self.ends_with_socket:

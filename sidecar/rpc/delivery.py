@@ -14,6 +14,7 @@ from sidecar.core.errors import (
     ErrorReason,
     PermissionDenied,
     SidecarError,
+    Unavailable,
 )
 from sidecar.core.identity import Scope
 from sidecar.core.message import Instant, Message, PendingReceipt, Receipt, check_message
@@ -187,7 +188,7 @@ class DeliveryMethods:
         self, everyone: Iterable[IsolatedWebSocketManager], message: Message
     ) -> pb.BroadcastResponse:
         response = pb.BroadcastResponse()
-        remaining = iter(everyone)
+        remaining, unknown = iter(everyone), False
         while some := tuple(islice(remaining, BROADCAST_SLICE)):
             # All of them before the first is waited for: a store that answers later commits them together.
             for outcome in [self._send_broadcast(manager, message) for manager in some if not manager.ended]:
@@ -195,12 +196,15 @@ class DeliveryMethods:
                     if isinstance(outcome, SidecarError):
                         raise outcome
                     receipt = await settled(outcome)
-                except SidecarError:
+                except SidecarError as error:
+                    unknown = unknown or error.reason is ErrorReason.OUTCOME_UNKNOWN
                     response.refused += 1
                     continue
                 response.managers += 1
                 response.connections += receipt.connections
             await asyncio.sleep(0)
+        if unknown:  # one that may have taken it was not refused; a repeat with the same message_id tells
+            raise Unavailable(ErrorReason.OUTCOME_UNKNOWN)
         return response
 
     def _send_broadcast(

@@ -74,6 +74,8 @@ class Greeting:
         if hello is None:
             return
         user = self._authenticate(hello)
+        if self._ports.factory.draining:  # upgraded before that began
+            raise _Refused(CloseCode.RESTART, "draining", user)
         if hello.mirror_token is not None:
             await self._join(user, hello.mirror_token)
         elif hello.resume is not None:
@@ -170,6 +172,8 @@ class Greeting:
             fault: str | None = "not_found"
         elif not belongs_to(manager, user):
             fault = "not_yours"
+        elif not manager.note_attempt(resume.attempt):
+            raise _Refused(CloseCode.TAKEN_OVER, "stale_attempt", user)
         elif resume.last_sequence > manager.outbox.confirmed:
             fault = "above_head"
         else:
@@ -181,11 +185,9 @@ class Greeting:
     async def _resume(self, manager: IsolatedWebSocketManager, user: VerifiedUser, resume: Resume) -> str | None:
         """Take over that manager once the record is written; a fault where it has ended meanwhile.
 
-        A stale attempt, or one that a newer hello overtook while its record was written, ends itself and fences nobody.
+        An attempt that a newer hello overtook while its record was written ends itself and fences nobody.
         """
         ports, socket = self._ports, self._socket
-        if not manager.note_attempt(resume.attempt):
-            raise _Refused(CloseCode.TAKEN_OVER, "stale_attempt", user)
         context_token = ports.tokens.mint(manager.context, ports.settings.client_scopes)
         try:
             await ports.audit.grant(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sidecar.core.close_codes import Close
 from sidecar.core.limits import Limits
 from sidecar.core.manager import IsolatedWebSocketManager
 from sidecar.core.message import DeliveryState
@@ -85,3 +86,37 @@ def test_what_was_never_told_to_be_gone_is_announced_as_lost() -> None:
     manager.resume_writing(core.clock.now())
     assert socket.frames[0] == core.encoder.gap(1, 2, "lost")
     assert len(socket.frames) == 2
+
+
+def test_the_time_away_is_no_idleness() -> None:
+    """A window longer than the idle time is kept, and who comes back late is not sent away at once."""
+    core = Core(Limits(idle_timeout_s=100.0, outbox=OutboxLimits(resume_window_s=1_000.0)))
+    manager, socket = core.connect()
+    core.run(60)
+    core.lose(manager, socket)
+    core.run(900)
+    assert not manager.ended
+    again = back(core, manager, 0)
+    manager.lifecycle.register_connection(again, int(core.clock.time()) + 10_000, core.clock.now())
+    core.run(39)
+    assert not manager.ended
+    core.run(1)
+    assert again.closed_with == Close(4507, "idle")
+
+
+def test_activity_while_away_counts_from_its_own_time() -> None:
+    core = Core(
+        Limits(idle_timeout_s=100.0, health_check_interval_s=1_000.0, outbox=OutboxLimits(resume_window_s=1_000.0))
+    )
+    manager, socket = core.connect()
+    core.run(60)
+    core.lose(manager, socket)
+    core.run(500)
+    core.send(manager, b"1")
+    core.run(50)
+    again = back(core, manager, 0)
+    manager.lifecycle.register_connection(again, int(core.clock.time()) + 10_000, core.clock.now())
+    core.run(99)
+    assert not manager.ended
+    core.run(1)
+    assert manager.ended

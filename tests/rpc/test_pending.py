@@ -9,6 +9,7 @@ import pytest
 from sidecar.api.v1 import delivery_service_pb2 as pb
 from sidecar.api.v1 import types_pb2
 from sidecar.core.close_codes import CloseCode, catalogued
+from sidecar.core.errors import ErrorReason, Unavailable
 from sidecar.core.identity import Scope
 from sidecar.core.message import Durability
 from sidecar.core.ports import AuditEvent
@@ -82,6 +83,17 @@ async def test_a_broadcast_is_given_to_the_store_whole(pending: Rig, store: Told
     answer = await call
     assert (answer.managers, answer.connections, answer.refused) == (2, 2, 0)
     assert len(second.socket.frames) == 1
+
+
+async def test_a_broadcast_that_may_have_been_taken_is_not_called_refused(pending: Rig, store: ToldStore) -> None:
+    pending.connect("alice")
+    token = pending.mint(pending.alice.manager, Scope.BROADCAST_USER)
+    request = pb.BroadcastRequest(scope=pb.BROADCAST_SCOPE_USER, message=MESSAGE)
+    call = asyncio.ensure_future(refused(pending.delivery.Broadcast(request, metadata=(("x-context-token", token),))))
+    await store.asked(2)
+    store.fail(Unavailable(ErrorReason.OUTCOME_UNKNOWN))
+    store.confirm_all()
+    assert summary(await call) == Refused("UNAVAILABLE", "OUTCOME_UNKNOWN", retry_s=1.0)
 
 
 async def test_a_lane_that_waits_for_the_store_pauses_its_stream(pending: Rig, store: ToldStore) -> None:

@@ -113,6 +113,27 @@ async def test_a_stale_attempt_ends_itself_and_fences_nobody(edge: Harness, stal
     assert (await back(edge, first, 1, attempt=8)).welcome["recovery"] == "full"
 
 
+async def test_a_stale_attempt_is_stale_whatever_else_it_says(edge: Harness) -> None:
+    first = await edge.welcomed()
+    await back(edge, first, 0, attempt=7)
+    late = await edge.client()
+    await late.send(type="hello", token=edge.token(), resume=resume(first, 99, 7))
+    assert await late.closed() == Frame(4503, "taken_over")
+    assert edge.trail.of(AuditEvent.RESUME_DENIED) == []
+
+
+@pytest.mark.parametrize("kind", ["resume", "mirror"])
+async def test_nobody_comes_back_to_a_sidecar_that_drains(edge: Harness, kind: str) -> None:
+    first = await edge.welcomed()
+    early = await edge.client()  # upgraded before
+    edge.factory.draining = True
+    members = {"resume": resume(first, 0), "mirror": {"token": first.welcome["resume_token"]}}
+    await early.send(type="hello", token=edge.token(), **{kind: members[kind]})
+    assert await early.closed() == Frame(1012, "restart")
+    edge.send(edge.manager(first.key), b"1")
+    assert await sequences(first, 1) == [1]
+
+
 async def test_an_attempt_overtaken_while_it_is_recorded_ends_itself(edge: Harness) -> None:
     first = await edge.welcomed()
     edge.trail.hold()
