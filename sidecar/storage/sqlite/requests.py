@@ -73,8 +73,10 @@ Request = Creation | Append
 
 
 def is_expected(request: Request) -> bool:
-    """An append is conditional on the owner's epoch and on the sequence that comes next."""
+    """An append is conditional on the owner's epoch and on the sequence that comes next; a client's own on neither."""
     context = request.context
-    if isinstance(request, Creation) or request.is_inbound:
+    if context.disposed or isinstance(request, Creation):
         return not context.disposed
-    return not context.disposed and request.sequence == context.expected and request.epoch == context.epoch
+    if request.is_inbound:
+        return context.expected != NOTHING
+    return request.sequence == context.expected and request.epoch == context.epoch
