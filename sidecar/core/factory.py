@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -152,6 +152,10 @@ class WebSocketManagerFactory:
     def managers_of_tenant(self, tenant_id: str) -> tuple[IsolatedWebSocketManager, ...]:
         """Every live manager of one tenant."""
         return tuple(manager for manager in self._managers.values() if manager.context.tenant_id == tenant_id)
+
+    def when_written(self, done: Callable[[], None]) -> bool:
+        """True: what has ended stays so, whatever becomes of the process. False: `done` is called once that is true."""
+        return self._ports.store.when_written(done)
 
     def cleanup_manager(self, isolation_key: str, close: Close, reason: str, at: Instant) -> int:
         """End that manager and all it holds. Returns how many sockets it had. Raises MANAGER_GONE."""

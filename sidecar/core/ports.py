@@ -173,3 +173,6 @@ class OutboxStore(Protocol):
 
     def dispose(self, isolation_key: str) -> None:
         """The manager has ended; nothing of it may be readable again."""
+
+    def when_written(self, done: Callable[[], None]) -> bool:
+        """True: all that was asked so far is done. False: `done` is called once it is, or has failed for now."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from sidecar.core.errors import ErrorReason, PermissionDenied, Unavailable
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from sidecar.core.message import Instant, Message, PendingReceipt, Receipt
 
 DRAINING_RETRY_S: Final = 5.0
+MAX_DISPOSAL_S: Final = 2.0
 
 
 class Acceptance:
@@ -40,6 +43,18 @@ class Acceptance:
         if self._factory.draining and manager.primary is None and not self._factory.survives:
             raise Unavailable(ErrorReason.DRAINING, retry_after_s=DRAINING_RETRY_S)
         return manager.send_to_user(manager.context, message, at)
+
+
+async def ended_for_good(factory: WebSocketManagerFactory) -> None:
+    """Return once what was ended is gone from the store too: a crash would bring it back for its window till then.
+
+    Or once the store has failed, or after a while: taking away waits for nobody longer than that.
+    """
+    done = asyncio.Event()
+    if not factory.when_written(done.set):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(MAX_DISPOSAL_S):
+                await done.wait()
 
 
 def require_emit(message: Message, scopes: frozenset[Scope]) -> None:

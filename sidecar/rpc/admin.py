@@ -12,6 +12,7 @@ from sidecar.core.errors import BadRequest, ErrorReason, ManagerGone, Permission
 from sidecar.core.identity import IDENTIFIER, UserIdentity
 from sidecar.core.message import Instant
 from sidecar.core.ports import AuditEvent
+from sidecar.rpc.acceptance import ended_for_good
 from sidecar.rpc.translate import timestamp, unix_of, user_context
 from sidecar.security.audit_record import AuditRecord
 from sidecar.security.service_auth import Permission
@@ -118,6 +119,7 @@ class AdminMethods:
             raise ManagerGone
         close = catalogued(CloseCode.CLOSED_BY_SERVICE)
         count = self._factory.cleanup_manager(request.isolation_key, close, "cleaned_up", self._now())
+        await ended_for_good(self._factory)
         return pb.CleanupManagerResponse(connections=count)
 
     async def enforce_resource_limits(
@@ -128,6 +130,7 @@ class AdminMethods:
         identity = self._user(service, request.tenant_id, request.user_id)
         self._taking(service, facts, identity.tenant_id, identity.user_id, "")
         managers, connections = self._factory.enforce_resource_limits(identity, self._now())
+        await ended_for_good(self._factory)
         return pb.EnforceResourceLimitsResponse(managers=managers, connections=connections)
 
     async def disconnect_user(self, request: pb.DisconnectUserRequest, facts: CallFacts) -> pb.DisconnectUserResponse:
@@ -140,6 +143,7 @@ class AdminMethods:
         for manager in self._factory.managers_of_user(identity):
             response.managers += 1
             response.connections += self._factory.cleanup_manager(manager.isolation_key, close, "disconnected", at)
+        await ended_for_good(self._factory)
         return response
 
     async def drain(self, request: pb.DrainRequest, facts: CallFacts) -> pb.DrainResponse:

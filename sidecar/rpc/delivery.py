@@ -19,7 +19,7 @@ from sidecar.core.errors import (
 from sidecar.core.identity import Scope
 from sidecar.core.message import Instant, Message, PendingReceipt, Receipt, check_message
 from sidecar.core.ports import AuditEvent
-from sidecar.rpc.acceptance import require_emit
+from sidecar.rpc.acceptance import ended_for_good, require_emit
 from sidecar.rpc.boundary import refusal_of
 from sidecar.rpc.status import rich_status
 from sidecar.rpc.translate import fill_receipt, message_from, timestamp
@@ -161,6 +161,7 @@ class DeliveryMethods:
             raise BadRequest("code", "4505 or 4900 to 4999")
         close = service_close(code, request.reason)
         count = manager.cleanup_all_connections(manager.context, close, "closed_by_service", self._now())
+        await ended_for_good(self._factory)
         return pb.CloseManagerResponse(connections=count)
 
     async def get_manager_stats(

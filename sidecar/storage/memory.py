@@ -62,3 +62,7 @@ class MemoryOutboxStore:
 
     def dispose(self, isolation_key: str) -> None:
         """The outbox has already been cleared."""
+
+    def when_written(self, done: Callable[[], None]) -> bool:
+        """There is nothing to write."""
+        return True

@@ -10,8 +10,8 @@ from typing import Any
 
 import grpc
 
+from sidecar.api.v1 import admin_service_pb2, agent_service_pb2_grpc, types_pb2
 from sidecar.api.v1 import agent_service_pb2 as pb
-from sidecar.api.v1 import agent_service_pb2_grpc, types_pb2
 from tests.support.restarting import restarting_sidecar
 from tests.support.running import RunningSidecar, refusal
 
@@ -104,3 +104,24 @@ async def test_what_a_user_was_told_accepted_reaches_an_agent_though_the_sidecar
                 assert await alice.frame() == {"type": "accepted", "id": "left", "duplicate": True}
                 await alice.socket.send(json.dumps({"type": "message", "id": "taken", "data": "other"}))
                 assert (await alice.frame())["reason"] == "MESSAGE_ID_REUSED"
+
+
+async def test_what_a_service_has_ended_does_not_come_back(tmp_path: Path) -> None:
+    async with restarting_sidecar(tmp_path, settings(tmp_path)) as life:
+        async with (
+            life.running.user("alice") as alice,
+            life.running.user("bob") as bob,
+            life.running.service() as service,
+        ):
+            request = admin_service_pb2.CleanupManagerRequest(isolation_key=alice.isolation_key)
+            await service.admin.CleanupManager(request, metadata=service.as_operator, timeout=10)
+            life.strike()  # in the moment of the answer
+            welcomes = alice.welcome, bob.welcome
+        await life.kill()
+        await life.start()
+        recoveries = []
+        for subject, welcome in zip(("alice", "bob"), welcomes, strict=True):
+            resume = {"token": welcome["resume_token"], "last_sequence": 0, "attempt": 1}
+            async with life.running.user(subject, resume=resume) as user:
+                recoveries.append(user.welcome["recovery"])
+        assert recoveries == ["denied", "full"]

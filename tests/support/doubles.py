@@ -236,6 +236,9 @@ class LaterStore:
     def forget(self, isolation_key: str, sequence: int) -> None:
         self.forgotten.append((isolation_key, sequence))
 
+    def when_written(self, done: Callable[[], None]) -> bool:
+        return True
+
     def dispose(self, isolation_key: str) -> None:
         self.kept.pop(isolation_key, None)
         self.disposed.append(isolation_key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -46,7 +47,10 @@ class NewState(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """See the module. `cleared` are rows whose message goes and whose identity stays; `truncate`: empty the log too."""
+    """See the module. `cleared` are rows whose message goes and whose identity stays; `truncate`: empty the log too.
+
+    `watchers` are called when it was answered, one way or the other.
+    """
 
     contexts: list[NewContext] = field(default_factory=list)
     messages: list[NewMessage] = field(default_factory=list)
@@ -54,6 +58,7 @@ class Batch:
     cleared: list[int] = field(default_factory=list)
     deleted: list[int] = field(default_factory=list)
     disposed: list[int] = field(default_factory=list)
+    watchers: list[Callable[[], None]] = field(default_factory=list)
     truncate: bool = False
 
     @property

@@ -218,10 +218,21 @@ class SqliteOutboxStore:
         self._upkeep.deleted += {*context.frames.values(), *context.identities.values()}
         self._hand_over_soon()
 
+    def when_written(self, done: Callable[[], None]) -> bool:
+        """Done with the batch that is gathered now, or at once where nothing waits."""
+        if not self._has_work():
+            return True
+        self._upkeep.watchers.append(done)
+        self._hand_over_soon()
+        return False
+
     # Batches
 
     def _has_work(self) -> bool:
-        return self._under_way is not None or bool(self._requests) or self._upkeep.writes or self._upkeep.truncate
+        return self._under_way is not None or bool(self._requests) or self._has_upkeep()
+
+    def _has_upkeep(self) -> bool:
+        return self._upkeep.writes or self._upkeep.truncate or bool(self._upkeep.watchers)
 
     def _hand_over_soon(self) -> None:
         """Once a turn of the loop: what one frame brought is one batch."""
@@ -237,7 +248,7 @@ class SqliteOutboxStore:
             self._flush()
         batch, self._upkeep = self._upkeep, Batch()
         taken = self._take(batch)
-        if batch.writes or batch.truncate:
+        if batch.writes or batch.truncate or batch.watchers:
             self._under_way = taken
             self._writer.submit(batch)
 
@@ -281,6 +292,8 @@ class SqliteOutboxStore:
     def _answer_batch(self, batch: Batch, error: Unavailable | None) -> None:
         taken, self._under_way = self._under_way, None
         self._tell_health(failing=error is not None)
+        for done in batch.watchers:
+            done()
         if batch.truncate:
             self._truncate_later(RETRY_S)
         if error is None:
@@ -289,7 +302,7 @@ class SqliteOutboxStore:
                 if isinstance(request, Creation):
                     request.context.kept = True
                 self._answer(request.confirmed, None)
-            if self._requests or self._flush_due or self._upkeep.writes or self._upkeep.truncate:
+            if self._requests or self._flush_due or self._has_upkeep():
                 self._hand_over()
         else:
             self._take_back(batch, taken or [], error)
@@ -314,6 +327,7 @@ class SqliteOutboxStore:
             cleared=batch.cleared + kept.cleared,
             deleted=batch.deleted + kept.deleted,
             disposed=batch.disposed + kept.disposed,
+            watchers=kept.watchers,
             truncate=kept.truncate,
         )
         gone = {state.context for state in batch.states}
