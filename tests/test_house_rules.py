@@ -56,6 +56,7 @@ TESTED_ELSEWHERE = {
     "core/inbox.py": "tests/core/test_agents.py",
     "core/statistics.py": "tests/core/test_factory.py",
     "core/stored.py": "tests/core/test_restore.py",
+    "core/workers.py": "tests/core/test_agents.py",
     "ops/http.py": "tests/ops/test_edge.py",
     "rpc/acceptance.py": "tests/rpc/test_delivery.py",
     "rpc/callers.py": "tests/rpc/test_refusals.py",

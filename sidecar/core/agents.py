@@ -6,119 +6,54 @@ does not acknowledge in time, or held when it was lost, is sent again, marked, i
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
-from heapq import heappop, heappush
 from itertools import count
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from sidecar.core.deliveries import Cancelled, Closing, ContextQueue, Delivery, EventKind, InboundMessage
 from sidecar.core.errors import AlreadyExists, ErrorReason, ResourceExhausted, Unavailable
+from sidecar.core.message import MESSAGE_OVERHEAD_BYTES
 
 if TYPE_CHECKING:
-    from sidecar.core.identity import Scope, UserExecutionContext
+    from sidecar.core.identity import UserExecutionContext, UserIdentity
     from sidecar.core.message import Instant
     from sidecar.core.ports import Randomness
+    from sidecar.core.workers import AgentWorker, Tenants
 
 MAX_CLOSED: Final = 10_000
-"""`closed` events that one service has yet to acknowledge; the oldest are dropped."""
+"""Contexts that have ended and of which one service has yet to acknowledge something; the oldest are dropped."""
 KEEP_S: Final = 24 * 3600.0
-"""How long a service without a worker, and a `closed` that nobody acknowledges, are remembered."""
-
-_LIFECYCLE: Final = (EventKind.OPENED, EventKind.AWAY, EventKind.BACK)
-
-
-class Subscription(NamedTuple):
-    """What a service takes: the events of a tenant. None is every tenant, or whatever event no other service holds."""
-
-    tenant_id: str | None
-    event: str | None
-
-    def overlaps(self, other: Subscription) -> bool:
-        """True when some (tenant, event) pair is in both, `*` being a pair of its own."""
-        tenants = self.tenant_id == other.tenant_id or self.tenant_id is None or other.tenant_id is None
-        return tenants and self.event == other.event
-
-    def takes(self, tenant_id: str, event: str | None) -> bool:
-        """True for that event of that tenant, named just so; None asks for what takes any."""
-        return self.tenant_id in (None, tenant_id) and self.event == event
-
-
-class AgentWorker:
-    """One attached worker. The edge calls `next`; `wake` tells it that there may be something.
-
-    `tenants` None is every tenant. `credits` is how many events may still be written.
-    """
-
-    __slots__ = (
-        "ack_timeout_s",
-        "credits",
-        "queues",
-        "ready",
-        "scopes",
-        "service_name",
-        "subscriptions",
-        "tenants",
-        "urgent",
-        "wake",
-        "worker_id",
-    )
-
-    def __init__(
-        self,
-        worker_id: str,
-        service_name: str,
-        subscriptions: Iterable[Subscription],
-        *,
-        tenants: frozenset[str] | None,
-        scopes: frozenset[Scope],
-        credits_left: int,
-        ack_timeout_s: float,
-        wake: Callable[[], None],
-    ) -> None:
-        self.worker_id = worker_id
-        self.service_name = service_name
-        self.subscriptions = tuple(subscriptions)
-        self.tenants = tenants
-        self.scopes = scopes
-        self.credits = credits_left
-        self.ack_timeout_s = ack_timeout_s
-        self.wake = wake
-        self.ready: deque[Delivery] = deque()
-        self.urgent: deque[Cancelled] = deque(maxlen=1_024)
-        self.queues: set[ContextQueue] = set()
-
-    def __repr__(self) -> str:
-        return f"<AgentWorker {self.service_name}/{self.worker_id} credits={self.credits} ready={len(self.ready)}>"
-
-    def allows(self, tenant_id: str) -> bool:
-        """Whether this worker may have to do with that tenant."""
-        named = any(each.tenant_id in (None, tenant_id) for each in self.subscriptions)
-        return named and (self.tenants is None or tenant_id in self.tenants)
-
-    def takes(self, tenant_id: str, event: str | None) -> bool:
-        """Whether it subscribed to that event of that tenant."""
-        return self.allows(tenant_id) and any(each.takes(tenant_id, event) for each in self.subscriptions)
+"""How long a service without a worker, and a context that has ended, are remembered for what nobody acknowledges."""
+MAX_ABSENT: Final = 100
+"""Services without a worker that are remembered, the latest: names cost whoever registers them nothing."""
+MAX_USER_BYTES: Final = 16 * 1024 * 1024
+"""What messages of one user, over all contexts, may wait for services: payload + 256 bytes each."""
+MAX_COMINGS: Final = 16
+"""Of a client that comes and goes faster than its agent acknowledges, so many `away` and `back` are kept, the last."""
+_COMINGS: Final = (EventKind.AWAY, EventKind.BACK)
 
 
 class _Service:
-    __slots__ = ("closed", "deliveries", "left_at", "name", "queues", "tenants", "workers")
+    __slots__ = ("deliveries", "ended", "left_at", "name", "queues", "tenants", "workers")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.workers: dict[str, AgentWorker] = {}
         self.queues: dict[str, ContextQueue] = {}
         self.deliveries: dict[str, Delivery] = {}
-        self.closed = 0
-        self.left_at: float | None = None
-        self.tenants: tuple[frozenset[str] | None, ...] = ()
+        self.ended: OrderedDict[ContextQueue, float] = OrderedDict()
+        """The queues of contexts that have ended, and when."""
+        self.left_at = 0.0
+        self.tenants: Tenants = frozenset()
+        """What its last worker might have, once there is none."""
 
     def may_have(self, tenant_id: str) -> bool:
         """Whether its workers, or the last it had, may have to do with that tenant."""
         if self.workers:
             return any(worker.allows(tenant_id) for worker in self.workers.values())
-        return any(tenants is None or tenant_id in tenants for tenants in self.tenants)
+        return self.tenants is None or tenant_id in self.tenants
 
 
 class AgentRegistry:
@@ -129,7 +64,7 @@ class AgentRegistry:
         self._numbers = count(1)
         self._max_inbound = max_inbound
         self._services: dict[str, _Service] = {}
-        self._deadlines: list[tuple[float, int, Delivery]] = []
+        self._user_bytes: Counter[UserIdentity] = Counter()
 
     def __len__(self) -> int:
         return sum(len(service.workers) for service in self._services.values())
@@ -139,11 +74,11 @@ class AgentRegistry:
     def register(self, worker: AgentWorker) -> None:
         """Attach a worker; what waits for its service is given to it. Raises SUBSCRIPTION_TAKEN."""
         for service in self._services.values():
-            if service.name != worker.service_name and _holds_any(service, worker.subscriptions):
+            contends = any(worker.contends_with(other) for other in service.workers.values())
+            if contends and service.name != worker.service_name:
                 raise AlreadyExists(ErrorReason.SUBSCRIPTION_TAKEN)
-        service = self._services.setdefault(worker.service_name, _Service(worker.service_name))
+        service = self._service(worker.service_name)
         service.workers[worker.worker_id] = worker
-        service.left_at = None
         for queue in tuple(service.queues.values()):
             if queue.worker is None:
                 self._assign(service, queue)
@@ -154,11 +89,10 @@ class AgentRegistry:
         if service is None or service.workers.pop(worker.worker_id, None) is None:
             return
         if not service.workers:
-            service.left_at = at.monotonic
-            service.tenants = (_tenants_of(worker),)
+            service.left_at, service.tenants = at.monotonic, worker.reach
         for queue in tuple(worker.queues):
-            self._move(service, queue, None)
-        worker.ready.clear()
+            self._move(service, queue, worker)
+        self._forget_absent(at.monotonic)
 
     def credit(self, worker: AgentWorker, amount: int) -> None:
         """The worker takes so many more."""
@@ -173,6 +107,7 @@ class AgentRegistry:
             delivery = service.deliveries.get(delivery_id)
             if delivery is not None and worker.allows(delivery.queue.context.tenant_id):
                 self._drop(service, delivery)
+                worker.late = False
                 taken.append(delivery)
                 if delivery.taken is not None:
                     delivery.taken()
@@ -180,55 +115,47 @@ class AgentRegistry:
 
     def next(self, worker: AgentWorker, at: Instant) -> Delivery | None:
         """What to write to that worker now, within its credits; None when there is nothing. Its time begins."""
-        while worker.credits > 0 and worker.ready:
-            delivery = worker.ready.popleft()
-            if delivery.gone or delivery.queue.worker is not worker:
-                continue
-            worker.credits -= 1
-            delivery.written = True
-            delivery.deadline = at.monotonic + worker.ack_timeout_s
-            heappush(self._deadlines, (delivery.deadline, next(self._numbers), delivery))
-            return delivery
-        return None
+        if worker.credits <= 0 or not worker.ready:
+            return None
+        queue = next(iter(worker.ready))
+        delivery = queue.waiting.popleft()
+        if queue.waiting:
+            worker.ready.move_to_end(queue)
+        else:
+            del worker.ready[queue]
+        worker.credits -= 1
+        delivery.written = True
+        delivery.deadline = at.monotonic + worker.ack_timeout_s
+        worker.sent[delivery.delivery_id] = delivery
+        return delivery
 
     def tick(self, at: Instant) -> None:
         """Send again what was not acknowledged in time; forget what nobody will ask for any more."""
-        while self._deadlines and self._deadlines[0][0] <= at.monotonic:
-            due, _, delivery = heappop(self._deadlines)
-            if not delivery.gone and delivery.deadline == due:
-                service = self._services[delivery.queue.service]
-                self._move(service, delivery.queue, delivery.queue.worker)
         for service in tuple(self._services.values()):
-            self._forget_old(service, at.monotonic)
+            for worker in tuple(service.workers.values()):
+                self._send_again(service, worker, at.monotonic)
+            self._forget_ended(service, at.monotonic)
+        self._forget_absent(at.monotonic)
 
     # Contexts
 
     def opened(self, context: UserExecutionContext, at: Instant) -> None:
         """A context was made, and its client knows."""
-        self._tell_all(context, EventKind.OPENED, at)
+        self._tell_all(context, EventKind.OPENED)
 
     def away(self, context: UserExecutionContext, at: Instant) -> None:
         """Its primary socket is gone; it may come back."""
-        self._tell_all(context, EventKind.AWAY, at)
+        self._tell_all(context, EventKind.AWAY)
 
     def back(self, context: UserExecutionContext, at: Instant) -> None:
         """It has a primary socket again."""
-        self._tell_all(context, EventKind.BACK, at)
+        self._tell_all(context, EventKind.BACK)
 
     def closed(self, context: UserExecutionContext, closing: Closing, at: Instant) -> None:
-        """It has ended. A service that was never told of it is not told of its end either."""
-        for service in self._of_tenant(context.tenant_id):
-            queue = self._queue(service, context)
-            queue.ended = True
-            unheard = bool(queue.unwritten(EventKind.OPENED))
-            for delivery in queue.unwritten(*_LIFECYCLE):
-                self._drop(service, delivery)
-            if not unheard or queue.deliveries:
-                self._add(
-                    service, queue, Delivery(self._new_id(), queue, EventKind.CLOSED, at.monotonic, None, closing)
-                )
-                service.closed += 1
-            self._let_go(service, queue)
+        """It has ended. A service that was yet to be told that it opened is told of neither."""
+        for service in tuple(self._services.values()):
+            if context.isolation_key in service.queues or service.may_have(context.tenant_id):
+                self._close(service, self._queue(service, context), closing, at)
 
     def submit(self, context: UserExecutionContext, message: InboundMessage, at: Instant) -> Delivery:
         """Queue a client's message for the service that takes it. Raises NO_AGENT or AGENT_BUSY, and keeps nothing."""
@@ -240,8 +167,9 @@ class AgentRegistry:
         if service is None:
             raise Unavailable(ErrorReason.NO_AGENT)
         queue = self._queue(service, context)
-        if queue.messages + queue.reserved >= self._max_inbound:
-            self._let_go(service, queue)
+        size = len(message.payload) + MESSAGE_OVERHEAD_BYTES
+        full = queue.messages + queue.reserved >= self._max_inbound
+        if full or self._user_bytes[context.identity] + size > MAX_USER_BYTES:
             raise ResourceExhausted(ErrorReason.AGENT_BUSY, retry_after_s=1.0)
         queue.reserved += 1
         return queue
@@ -251,10 +179,10 @@ class AgentRegistry:
     ) -> Delivery:
         """Queue the message that a place was reserved for; `taken` is called when a worker has acknowledged it."""
         queue.reserved -= 1
-        service = self._services[queue.service]
+        service = self._service(queue.service, at)
         service.queues.setdefault(queue.isolation_key, queue)
-        delivery = Delivery(self._new_id(), queue, EventKind.MESSAGE, at.monotonic, message, taken=taken)
-        self._add(service, queue, delivery)
+        delivery = Delivery(self._new_id(), queue, EventKind.MESSAGE, message, taken=taken)
+        self._add(service, delivery)
         return delivery
 
     def release(self, queue: ContextQueue) -> None:
@@ -273,16 +201,12 @@ class AgentRegistry:
         taken: Callable[[], None],
     ) -> None:
         """A message that was accepted before a restart waits for its service again; it may have been sent to one."""
-        service = self._services.get(service_name)
-        if service is None:
-            service = self._services[service_name] = _Service(service_name)
-            service.left_at, service.tenants = at.monotonic, ()
-        if frozenset({context.tenant_id}) not in service.tenants:
-            service.tenants += (frozenset({context.tenant_id}),)
-        queue = self._queue(service, context)
-        delivery = Delivery(self._new_id(), queue, EventKind.MESSAGE, at.monotonic, message, taken=taken)
+        service = self._service(service_name, at)
+        if service.tenants is not None:
+            service.tenants |= {context.tenant_id}
+        delivery = Delivery(self._new_id(), self._queue(service, context), EventKind.MESSAGE, message, taken=taken)
         delivery.redelivered = True
-        self._add(service, queue, delivery)
+        self._add(service, delivery)
 
     def cancelled(self, context: UserExecutionContext, stream_id: str, message_id: str) -> None:
         """The client wants no more of that: told at once to whoever has to do with the context, beside all credits."""
@@ -292,10 +216,16 @@ class AgentRegistry:
             worker = None if queue is None else queue.worker
             for each in (worker,) if worker is not None else tuple(service.workers.values()):
                 if each.allows(context.tenant_id):
-                    each.urgent.append(event)
-                    each.wake()
+                    each.cancel(event)
 
     # Who gets what
+
+    def _service(self, name: str, at: Instant | None = None) -> _Service:
+        service = self._services.get(name)
+        if service is None:
+            service = self._services[name] = _Service(name)
+            service.left_at = 0.0 if at is None else at.monotonic
+        return service
 
     def _taker(self, tenant_id: str, event: str) -> _Service | None:
         for named in (event, None):
@@ -307,20 +237,36 @@ class AgentRegistry:
     def _of_tenant(self, tenant_id: str) -> Iterator[_Service]:
         return (service for service in tuple(self._services.values()) if service.may_have(tenant_id))
 
-    def _tell_all(self, context: UserExecutionContext, kind: EventKind, at: Instant) -> None:
+    def _tell_all(self, context: UserExecutionContext, kind: EventKind) -> None:
         for service in self._of_tenant(context.tenant_id):
             queue = self._queue(service, context)
-            if kind in (EventKind.AWAY, EventKind.BACK) and self._cancels_out(service, queue):
+            if kind in _COMINGS and self._cancels_out(service, queue):
                 continue
-            self._add(service, queue, Delivery(self._new_id(), queue, kind, at.monotonic))
+            self._add(service, Delivery(self._new_id(), queue, kind))
+            comings = [delivery for delivery in queue.deliveries.values() if delivery.kind in _COMINGS]
+            for delivery in comings[:-MAX_COMINGS]:
+                self._drop(service, delivery)
 
     def _cancels_out(self, service: _Service, queue: ContextQueue) -> bool:
         """Away and back again before anybody was told of it is nothing to tell."""
-        last = queue.deliveries[-1] if queue.deliveries else None
-        if last is None or last.written or last.kind not in (EventKind.AWAY, EventKind.BACK):
+        last = queue.waiting[-1] if queue.waiting else None
+        if last is None or last.written or last.kind not in _COMINGS:
             return False
         self._drop(service, last)
         return True
+
+    def _close(self, service: _Service, queue: ContextQueue, closing: Closing, at: Instant) -> None:
+        """What was not told and is over need not be told; what the client said must, and that it came and went then."""
+        unheard = bool(queue.unwritten(EventKind.OPENED)) and not queue.messages
+        for delivery in queue.unwritten(*_COMINGS, *((EventKind.OPENED,) if unheard else ())):
+            self._drop(service, delivery)
+        if not unheard:
+            self._add(service, Delivery(self._new_id(), queue, EventKind.CLOSED, closing=closing))
+        # Only now: a queue that is empty for a moment would be let go of, and what is added to it then be lost.
+        queue.ended = True
+        service.ended[queue] = at.monotonic
+        self._let_go(service, queue)
+        self._forget_ended(service, at.monotonic)
 
     def _queue(self, service: _Service, context: UserExecutionContext) -> ContextQueue:
         queue = service.queues.get(context.isolation_key)
@@ -329,76 +275,113 @@ class AgentRegistry:
             self._assign(service, queue)
         return queue
 
-    def _add(self, service: _Service, queue: ContextQueue, delivery: Delivery) -> None:
+    def _add(self, service: _Service, delivery: Delivery) -> None:
+        queue = delivery.queue
         service.deliveries[delivery.delivery_id] = delivery
         queue.add(delivery)
+        self._user_bytes[queue.context.identity] += _size(delivery)
         if queue.worker is None:
             self._assign(service, queue)
         else:
-            queue.worker.ready.append(delivery)
+            queue.worker.ready[queue] = None
             queue.worker.wake()
 
     def _assign(self, service: _Service, queue: ContextQueue, avoid: AgentWorker | None = None) -> None:
-        """Choose a worker by rendezvous hashing, and give it everything that waits, in order."""
-        able = [worker for worker in service.workers.values() if worker.allows(queue.context.tenant_id)]
-        preferred = [worker for worker in able if worker is not avoid] or able
-        if not preferred:
-            return
-        worker = queue.worker = max(preferred, key=lambda each: _weight(queue.isolation_key, each.worker_id))
-        worker.queues.add(queue)
-        worker.ready.extend(queue.deliveries)
-        worker.wake()
+        """Choose a worker by rendezvous hashing, and give it everything that waits, in order.
 
-    def _move(self, service: _Service, queue: ContextQueue, avoid: AgentWorker | None) -> None:
+        Of those that may have the tenant; rather not of `avoid`, of one that is late, of one without credits.
+        """
+        able = [worker for worker in service.workers.values() if worker.allows(queue.context.tenant_id)]
+        able = [worker for worker in able if worker is not avoid] or able
+        able = [worker for worker in able if not worker.late] or able
+        able = [worker for worker in able if worker.credits > 0] or able
+        if not able:
+            return
+        worker = queue.worker = max(able, key=lambda each: _weight(queue.isolation_key, each.worker_id))
+        worker.queues.add(queue)
+        if queue.waiting:
+            worker.ready[queue] = None
+            worker.wake()
+
+    def _move(self, service: _Service, queue: ContextQueue, former: AgentWorker) -> None:
         """Take a context from its worker; what that was sent and did not acknowledge is sent again, marked."""
-        former, queue.worker = queue.worker, None
-        if former is not None:
-            former.queues.discard(queue)
-            former.ready = deque(delivery for delivery in former.ready if delivery.queue is not queue)
-        for delivery in queue.deliveries:
-            delivery.redelivered = delivery.redelivered or delivery.written
-            delivery.deadline = 0.0
-        self._assign(service, queue, avoid)
+        queue.worker = None
+        former.queues.discard(queue)
+        former.ready.pop(queue, None)
+        for delivery_id in queue.deliveries:
+            former.sent.pop(delivery_id, None)
+        queue.begin_again()
+        self._assign(service, queue, avoid=former)
+
+    def _send_again(self, service: _Service, worker: AgentWorker, now: float) -> None:
+        """A time-out moves its context to another worker, where there is one, and with it all that waits there.
+
+        A worker that neither acknowledges nor gives credits, or does not read, would keep that for ever.
+        """
+        overdue: dict[ContextQueue, None] = {}
+        for delivery in worker.sent.values():
+            if delivery.deadline > now:
+                break
+            overdue[delivery.queue] = None
+        if not overdue:
+            return
+        worker.late = True
+        for queue in overdue:
+            self._move(service, queue, worker)
+        others = [other for other in service.workers.values() if not other.late]
+        for queue in tuple(worker.ready):
+            if any(other.allows(queue.context.tenant_id) for other in others):
+                self._move(service, queue, worker)
+
+    # What is over
 
     def _drop(self, service: _Service, delivery: Delivery) -> None:
+        queue = delivery.queue
         del service.deliveries[delivery.delivery_id]
-        service.closed -= delivery.kind is EventKind.CLOSED
-        delivery.queue.remove(delivery)
-        self._let_go(service, delivery.queue)
+        queue.remove(delivery)
+        identity = queue.context.identity
+        self._user_bytes[identity] -= _size(delivery)
+        if not self._user_bytes[identity]:
+            del self._user_bytes[identity]
+        if queue.worker is not None:
+            queue.worker.sent.pop(delivery.delivery_id, None)
+            if not queue.waiting:
+                queue.worker.ready.pop(queue, None)
+        self._let_go(service, queue)
 
     def _let_go(self, service: _Service, queue: ContextQueue) -> None:
         """Forget the queue of a context that has ended, once nothing of it waits."""
         if queue.ended and not queue.deliveries and not queue.reserved:
             service.queues.pop(queue.isolation_key, None)
+            service.ended.pop(queue, None)
             if queue.worker is not None:
                 queue.worker.queues.discard(queue)
 
-    def _forget_old(self, service: _Service, now: float) -> None:
-        over = service.closed - MAX_CLOSED
-        if over > 0 or service.closed:
-            closed = [each for each in service.deliveries.values() if each.kind is EventKind.CLOSED]
-            for place, delivery in enumerate(closed):
-                if place < over or delivery.created <= now - KEEP_S:
+    def _forget_ended(self, service: _Service, now: float) -> None:
+        while service.ended:
+            queue, ended_at = next(iter(service.ended.items()))
+            if len(service.ended) <= MAX_CLOSED and now < ended_at + KEEP_S:
+                return
+            del service.ended[queue]
+            for delivery in tuple(queue.deliveries.values()):
+                self._drop(service, delivery)
+
+    def _forget_absent(self, now: float) -> None:
+        """Services without a worker: when their time is over, or they are too many; first those nothing waits for."""
+        absent = [service for service in self._services.values() if not service.workers]
+        absent.sort(key=lambda service: (bool(service.deliveries), service.left_at))
+        for place, service in enumerate(absent, start=1):
+            if now >= service.left_at + KEEP_S or len(absent) - place >= MAX_ABSENT:
+                for delivery in tuple(service.deliveries.values()):
                     self._drop(service, delivery)
-        if service.left_at is not None and now >= service.left_at + KEEP_S:
-            del self._services[service.name]
+                del self._services[service.name]
 
     def _new_id(self) -> str:
         return f"{self._prefix}{next(self._numbers)}"
 
 
-def _holds_any(service: _Service, subscriptions: Iterable[Subscription]) -> bool:
-    held = [each for worker in service.workers.values() for each in worker.subscriptions]
-    return any(one.overlaps(other) for one in subscriptions for other in held)
-
-
-def _tenants_of(worker: AgentWorker) -> frozenset[str] | None:
-    """The tenants that a worker subscribed to and may have; None for every one."""
-    named = {each.tenant_id for each in worker.subscriptions}
-    if None in named:
-        return worker.tenants
-    tenants = frozenset(tenant for tenant in named if tenant is not None)
-    return tenants if worker.tenants is None else tenants & worker.tenants
+def _size(delivery: Delivery) -> int:
+    return 0 if delivery.message is None else len(delivery.message.payload) + MESSAGE_OVERHEAD_BYTES
 
 
 def _weight(isolation_key: str, worker_id: str) -> bytes:

@@ -9,8 +9,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from sidecar.core.agents import AgentWorker
     from sidecar.core.identity import UserExecutionContext
+    from sidecar.core.workers import AgentWorker
 
 
 class EventKind(StrEnum):
@@ -52,33 +52,45 @@ class Cancelled(NamedTuple):
 class Delivery:
     """One event on its way to one service, until it is acknowledged.
 
-    `written`: some worker was sent it. `gone`: acknowledged or dropped, whoever still holds it passes it over.
+    `written`: some worker was sent it, the one that has it now until `deadline` (monotonic seconds).
     """
 
     delivery_id: str
     queue: ContextQueue
     kind: EventKind
-    created: float
     message: InboundMessage | None = None
     closing: Closing | None = None
     written: bool = False
     redelivered: bool = False
-    gone: bool = False
     deadline: float = 0.0
     taken: Callable[[], None] | None = None
     """Called when a worker has acknowledged it."""
 
 
 class ContextQueue:
-    """The events of one context for one service that are not acknowledged, in order, and who is given them."""
+    """The events of one context for one service that are not acknowledged, in order, and who is given them.
 
-    __slots__ = ("context", "deliveries", "ended", "isolation_key", "messages", "reserved", "service", "worker")
+    `waiting` are those of them that its worker has yet to be sent.
+    """
+
+    __slots__ = (
+        "context",
+        "deliveries",
+        "ended",
+        "isolation_key",
+        "messages",
+        "reserved",
+        "service",
+        "waiting",
+        "worker",
+    )
 
     def __init__(self, service: str, context: UserExecutionContext) -> None:
         self.service = service
         self.context = context
         self.isolation_key = context.get_isolation_key()
-        self.deliveries: deque[Delivery] = deque()
+        self.deliveries: dict[str, Delivery] = {}
+        self.waiting: deque[Delivery] = deque()
         self.worker: AgentWorker | None = None
         self.messages = 0
         self.reserved = 0
@@ -86,15 +98,23 @@ class ContextQueue:
 
     def add(self, delivery: Delivery) -> None:
         """Keep one more at the end."""
-        self.deliveries.append(delivery)
+        self.deliveries[delivery.delivery_id] = delivery
+        self.waiting.append(delivery)
         self.messages += delivery.kind is EventKind.MESSAGE
 
     def remove(self, delivery: Delivery) -> None:
         """It was acknowledged, or is not needed any more."""
-        delivery.gone = True
-        self.deliveries.remove(delivery)
+        del self.deliveries[delivery.delivery_id]
+        if delivery in self.waiting:
+            self.waiting.remove(delivery)
         self.messages -= delivery.kind is EventKind.MESSAGE
+
+    def begin_again(self) -> None:
+        """Another worker is to be sent all of it, in order; what one was sent before is marked."""
+        for delivery in self.deliveries.values():
+            delivery.redelivered = delivery.redelivered or delivery.written
+        self.waiting = deque(self.deliveries.values())
 
     def unwritten(self, *kinds: EventKind) -> list[Delivery]:
         """Those of these kinds that no worker was sent yet."""
-        return [delivery for delivery in self.deliveries if delivery.kind in kinds and not delivery.written]
+        return [delivery for delivery in self.deliveries.values() if delivery.kind in kinds and not delivery.written]

@@ -14,12 +14,12 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from sidecar.api.v1 import agent_service_pb2 as pb
-from sidecar.core.agents import AgentWorker, Subscription
 from sidecar.core.deliveries import Cancelled, Delivery, EventKind
 from sidecar.core.errors import BadRequest, ErrorReason, PermissionDenied, SidecarError
 from sidecar.core.identity import IDENTIFIER
 from sidecar.core.message import Instant
 from sidecar.core.ports import AuditEvent
+from sidecar.core.workers import AgentWorker, Subscription
 from sidecar.rpc.boundary import SERVICE_TOKEN_KEY, Call, CallFacts
 from sidecar.rpc.translate import user_context
 from sidecar.security.audit_record import AuditRecord
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sidecar.rpc.callers import Callers
     from sidecar.security.audit import JsonLinesAuditTrail
     from sidecar.security.context_tokens import ContextTokenAuthority
+    from sidecar.security.service_auth import ServiceIdentity
 
 REGISTER_TIMEOUT_S: Final = 10.0
 DEFAULT_ACK_TIMEOUT_S: Final = 60.0
@@ -96,6 +97,7 @@ class AttachStream:
         self._worker_id = ports.randomness(8)
         self._woken = asyncio.Event()
         self._minted: OrderedDict[str, ContextToken] = OrderedDict()
+        self._worker: AgentWorker | None = None
         self._ending: SidecarError | None = None
         self._tasks: tuple[asyncio.Task[Any], ...] = ()
 
@@ -103,6 +105,7 @@ class AttachStream:
         """Serve until the worker half-closes, breaks a rule, or is lost; what it held then goes to others."""
         worker = self._make_worker(await self._read_register())
         self._agents.register(worker)
+        self._worker = worker
         try:
             await self._audit.grant(AuditRecord(AuditEvent.AGENT_ATTACHED, None, self._fields(worker)))
             try:
@@ -114,9 +117,15 @@ class AttachStream:
             self._agents.unregister(worker, self._now())
 
     def check_service(self) -> None:
-        """End the stream when its token proves nothing any more."""
+        """End the stream when its token proves less than it was attached with; its scopes are followed at once."""
         try:
-            self._callers.authenticate(self._facts.token(SERVICE_TOKEN_KEY)).require(Permission.ATTACH)
+            service = self._callers.authenticate(self._facts.token(SERVICE_TOKEN_KEY))
+            service.require(Permission.ATTACH)
+            if self._worker is not None and not _covers(service, self._worker):
+                raise PermissionDenied(ErrorReason.SERVICE_DENIED)
+            if service.scopes != self._service.scopes:
+                self._minted.clear()
+            self._service = service
         except SidecarError as error:
             self._ending = error
             for task in self._tasks:
@@ -161,7 +170,6 @@ class AttachStream:
             register.service_name,
             [self._subscription(each) for each in register.subscriptions],
             tenants=self._service.tenants,
-            scopes=self._service.scopes,
             credits_left=register.credits,
             ack_timeout_s=_ack_timeout_s(register),
             wake=self._woken.set,
@@ -199,15 +207,16 @@ class AttachStream:
 
     async def _write_on(self, worker: AgentWorker) -> None:
         while True:
-            while worker.urgent:
-                await self._write_cancelled(worker.urgent.popleft())
+            cancelled = worker.next_cancelled()
+            if cancelled is not None:
+                await self._write_cancelled(cancelled)
+                continue
             delivery = self._agents.next(worker, self._now())
             if delivery is not None:
                 await self._write_event(delivery)
                 continue
             self._woken.clear()
-            if not worker.urgent:
-                await self._woken.wait()
+            await self._woken.wait()
 
     async def _write_event(self, delivery: Delivery) -> None:
         event = pb.AttachResponse.Event(
@@ -280,6 +289,11 @@ def _parsed(data: bytes) -> pb.AttachRequest:
         return pb.AttachRequest.FromString(data)
     except DecodeError:
         raise BadRequest("request", "not an AttachRequest") from None
+
+
+def _covers(service: ServiceIdentity, worker: AgentWorker) -> bool:
+    """Whether that service may still have every tenant that its worker has."""
+    return service.tenants is None or (worker.reach is not None and worker.reach <= service.tenants)
 
 
 def _check_identifier(field: str, value: str) -> None:
