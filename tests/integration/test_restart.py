@@ -59,7 +59,7 @@ async def test_streams_go_on_where_they_were(tmp_path: Path) -> None:
             )
             await service.send(key, token, b"2", message_id="after")  # with it, what changed before is written
             await service.send(key, token, b"2", stream=stream("other", 0))
-        await life.kill()
+            await life.kill()
         await life.start()
         async with life.running.service() as service:
             repeat = await service.send(key, token, b"1", stream=stream("open", 2))
