@@ -141,7 +141,8 @@ class WebSocketEdge:
             if step:
                 await _until(start + window_s * step / steps, hurry)
             for connection in leaving[step * len(leaving) // steps : (step + 1) * len(leaving) // steps]:
-                self._send_away(connection)
+                if connection in self._open:  # it may have left by itself
+                    self._send_away(connection)
 
     async def close(self) -> None:
         """Stop accepting, tell every client (`draining`, then 1012), wait for them, then cancel. Idempotent.

@@ -77,6 +77,20 @@ async def test_close(edge: Harness) -> None:
         await edge.stream()
 
 
+async def test_a_drain_goes_on_when_a_client_leaves_before_its_turn(edge: Harness) -> None:
+    clients = [await edge.welcomed(f"user{number}") for number in range(3)]
+    hurry = asyncio.Event()
+    draining = asyncio.create_task(edge.edge.drain(600.0, hurry))
+    await until(lambda: sum(edge.manager(client.key).primary is None for client in clients) == 1)
+    leaving, staying = (client for client in clients if edge.manager(client.key).primary is not None)
+    await leaving.connection.close()
+    await until(lambda: edge.edge.connections == 1)
+    hurry.set()
+    await draining
+    assert (await staying.receive())["type"] == "draining"
+    assert await staying.closed() == Frame(1012, "restart")
+
+
 async def test_close_does_not_wait_for_a_client_that_does_not_read(make_edge: MakeHarness) -> None:
     edge = await make_edge(close_timeout_s=0.05)
     stream = await edge.stream()
