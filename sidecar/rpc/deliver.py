@@ -206,6 +206,7 @@ class DeliverStream:
         self._reports[report] = None
         self._ready.set()
         if report.too_many:
+            del self._reports[report]
             self._end_lane(self._lanes[report.lane], ResourceExhausted(ErrorReason.RATE_LIMITED, retry_after_s=1.0))
 
     def _add_lane(self, number: int, grant: ContextGrant, manager: IsolatedWebSocketManager) -> Opening:
@@ -234,6 +235,10 @@ class DeliverStream:
     def _shut(self, lane: Lane) -> None:
         opening, lane.opening = lane.opening, None
         if opening is not None:
+            if opening.report in self._reports:
+                # Now, for behind what comes next it would pass for what another context's client has.
+                del self._reports[opening.report]
+                self._answer_with(opening.report.take())
             opening.release()
             del self._lanes[lane.number]
             self._keep_closed(lane)
@@ -361,9 +366,12 @@ class DeliverStream:
             self._end_lane(self._lanes[lane], ResourceExhausted(ErrorReason.RATE_LIMITED, retry_after_s=1.0))
 
     def _answer(self, response: pb.DeliverResponse) -> None:
+        self._answer_with([response.SerializeToString()])
+
+    def _answer_with(self, frames: list[bytes]) -> None:
         self._receipts = None  # what comes after stands after it
-        self._answers.append(response.SerializeToString())
-        self._unsent += 1
+        self._answers += frames
+        self._unsent += len(frames)
         self._ready.set()
 
     async def _write(self) -> None:

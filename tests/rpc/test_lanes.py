@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
+import grpc
+
 from sidecar.api.v1 import delivery_service_pb2 as pb
+from sidecar.rpc.boundary import CallFacts
 from sidecar.rpc.lanes import MAX_UNTOLD_LOSSES, LaneReport
-from tests.rpc.rig import Client, DeliverCall, Rig
+from tests.rpc.rig import Attempt, Client, DeliverCall, Rig
 
 
 async def reporting(rig: Rig, client: Client, lane: int = 1) -> DeliverCall:
@@ -110,3 +116,59 @@ async def test_a_service_that_does_not_read_loses_its_lane(rig: Rig) -> None:
     assert answer.lane_error.error.code == 8  # RESOURCE_EXHAUSTED
     assert not rig.alice.manager._outcomes
     await stream.finish()
+
+
+class HeldCall:
+    """A call that takes frames at once, and is written to only when a test lets it."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.writable = asyncio.Event()
+        self._asked: asyncio.Queue[Any] = asyncio.Queue()
+        self._taken = False
+
+    def ask(self, **frame: Any) -> None:
+        self._asked.put_nowait(pb.DeliverRequest(**frame).SerializeToString())
+
+    def ask_for_lane(self, attempt: Attempt) -> None:
+        lane = pb.DeliverRequest.OpenLane(lane=1, isolation_key=attempt.key, context_token=attempt.token)
+        lane.report_acknowledged = True
+        self.ask(open_lane=lane)
+
+    def finish(self) -> None:
+        self._asked.put_nowait(grpc.aio.EOF)
+
+    async def dealt_with(self) -> None:
+        """Return once every frame so far was."""
+        async with asyncio.timeout(10):
+            await self._asked.join()
+
+    async def read(self) -> Any:
+        if self._taken:
+            self._asked.task_done()
+        data = await self._asked.get()
+        self._taken = True
+        return data
+
+    async def write(self, data: bytes) -> None:
+        await self.writable.wait()
+        self.told.append(str(pb.DeliverResponse.FromString(data).WhichOneof("frame")))
+
+    def peer(self) -> str:
+        return "unix:"
+
+
+async def test_what_a_lane_had_yet_to_hear_stands_before_its_next_context(rig: Rig) -> None:
+    call: Any = HeldCall()
+    call.ask_for_lane(rig.attempt(rig.alice))
+    stream = asyncio.create_task(rig.edge._streams.deliver(call, CallFacts(call, "Deliver")))
+    await call.dealt_with()
+    await rig.send(rig.alice)
+    acknowledge(rig, rig.alice, 1)
+    call.ask(close_lane=pb.DeliverRequest.CloseLane(lane=1))
+    call.ask_for_lane(rig.attempt(rig.bystander))
+    await call.dealt_with()
+    call.writable.set()
+    call.finish()
+    await stream
+    assert call.told == ["lane_opened", "acknowledged", "lane_opened"]
