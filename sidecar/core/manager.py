@@ -627,6 +627,7 @@ class IsolatedWebSocketManager:
             last = Message("", silent.event_type, b"", reply_to=silent.reply_to, checked=True, stream=silent.place)
             with suppress(SidecarError):
                 self._accept(last, at)
+                streams.silenced(silent.place.stream_id)
         return streams.next_silence(timeout_s)
 
     def _recall_chunk(self, message: Message, place: StreamPlace) -> Receipt | PendingReceipt | None:
@@ -636,7 +637,8 @@ class IsolatedWebSocketManager:
         if known.pending is not None:
             return known.pending.as_duplicate()
         state = self.outbox.state_of(known.sequence) if known.sequence else DeliveryState.ACKNOWLEDGED
-        return Receipt(message.message_id, known.sequence, state, self._store.durability, 0, True, known.accepted.unix)
+        message_id = message.message_id or f"{self._message_id_prefix}{known.sequence}"
+        return Receipt(message_id, known.sequence, state, self._store.durability, 0, True, known.accepted.unix)
 
     def _take_chunk(self, message: Message, place: StreamPlace, chunk: Chunk) -> None:
         self.conversation.streams.taken(place, message.reply_to, message.event_type, chunk)

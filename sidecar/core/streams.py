@@ -35,7 +35,17 @@ _FORGOTTEN: Final = Chunk(0, Instant(0.0, 0.0), None)
 
 
 class _Stream:
-    __slots__ = ("cancelled", "chunks", "event_type", "next_index", "over", "reply_to", "silent_since", "stream_id")
+    __slots__ = (
+        "cancelled",
+        "chunks",
+        "event_type",
+        "next_index",
+        "over",
+        "reply_to",
+        "silenced",
+        "silent_since",
+        "stream_id",
+    )
 
     def __init__(self, stream_id: str, reply_to: str, event_type: str, now: float) -> None:
         self.stream_id = stream_id
@@ -44,6 +54,7 @@ class _Stream:
         self.next_index = 0
         self.over = False
         self.cancelled = False
+        self.silenced = False
         self.silent_since = now
         self.chunks: deque[Chunk] = deque(maxlen=MAX_CHUNKS)
 
@@ -83,7 +94,7 @@ class ResponseStreams:
             return None
         if stream.cancelled:
             raise FailedPrecondition(ErrorReason.STREAM_CANCELLED)
-        if place.position < stream.next_index:
+        if place.position < stream.next_index - stream.silenced:
             known = place.position - stream.next_index + len(stream.chunks)
             return stream.chunks[known] if known >= 0 else _FORGOTTEN
         if stream.over:
@@ -121,6 +132,7 @@ class ResponseStreams:
             stream.chunks.pop()
             stream.next_index -= 1
         stream.next_index = place.position
+        stream.silenced = False
         if stream.over and not stream.cancelled:
             stream.over = False
             self._ended.pop(stream.stream_id, None)
@@ -138,7 +150,7 @@ class ResponseStreams:
         if stream_id is not None and self._remember(self._cancelled_streams, stream_id):
             stream = self._find(stream_id)
             if stream is None:
-                told.append((stream_id, ""))
+                told.append((stream_id, message_id or ""))
             elif not stream.over:
                 self._cancel(stream)
                 told.append((stream_id, stream.reply_to))
@@ -147,7 +159,7 @@ class ResponseStreams:
             for stream in answering:
                 self._cancel(stream)
                 told.append((stream.stream_id, message_id))
-            if not answering:
+            if message_id not in (reply_to for _, reply_to in told):
                 told.append(("", message_id))
         return told
 
@@ -165,10 +177,14 @@ class ResponseStreams:
             if now >= stream.silent_since + timeout_s
         ]
 
+    def silenced(self, stream_id: str) -> None:
+        """The last chunk was not its sender's: what that sends in its place was not delivered, and is no repeat."""
+        self._ended[stream_id].silenced = True
+
     def stored(self) -> tuple[StoredStream, ...]:
         """Every stream that is remembered, and what was cancelled before it began."""
         known = (*self._ended.values(), *self._open.values())
-        streams = [StoredStream(s.stream_id, s.next_index, s.over, s.cancelled, s.reply_to) for s in known]
+        streams = [StoredStream(s.stream_id, s.next_index - s.silenced, s.over, s.cancelled, s.reply_to) for s in known]
         named = {stream.stream_id for stream in known}
         streams += [StoredStream(name, 0, True, True, "") for name in self._cancelled_streams if name not in named]
         streams += [StoredStream("", 0, True, True, message_id) for message_id in self._cancelled_messages]
@@ -188,9 +204,9 @@ class ResponseStreams:
                     self._open[each.stream_id] = stream
 
     def restore_chunk(self, place: StreamPlace, chunk: Chunk) -> None:
-        """A chunk that the store kept, in order: its stream is at least as far as that."""
+        """A chunk that the store kept, in order: its stream is at least as far as that, unless known to be over."""
         stream = self._find(place.stream_id)
-        if stream is None or place.position >= stream.next_index:
+        if stream is None or (place.position >= stream.next_index and not stream.over):
             self.taken(place, "" if stream is None else stream.reply_to, "", chunk)
 
     def _as_cancelled(self, each: StoredStream) -> tuple[OrderedDict[str, None], str]:
