@@ -334,6 +334,8 @@ class SqliteOutboxStore:
         for context in self._contexts.values():
             if context.id in gone:
                 self._changed[context] = None
+        # With the next batch, whatever brings it: rows that are not needed where a context stands now go with it.
+        self._flush_due = True
         for request in reversed(taken):
             if isinstance(request, Creation):
                 request.context.expected = NOTHING

@@ -227,6 +227,25 @@ async def test_upkeep_is_tried_again(tmp_path: Path) -> None:
 
 
 @leaping
+async def test_no_row_goes_before_its_context_stands_where_it_is_not_needed(tmp_path: Path) -> None:
+    """What another context brings is written before what failed is tried again, and takes the rows that go with it."""
+    stage = Stage(tmp_path / "outbox.db")
+    manager, socket = await stage.connect()
+    other = await stage.create(user_id="bob")
+    for _ in range(3):
+        await stage.send(manager)
+    manager.acknowledge(socket.attach_id, 3, stage.core.clock.now())
+    stage.disk.fail("COMMIT", sqlite3.SQLITE_IOERR)
+    await stage.flushed()
+    await stage.send(other)
+    restarted = stage.after_crash(tmp_path / "crash")
+    (again,) = (each for each in restarted.managers if each.isolation_key == manager.isolation_key)
+    assert (again.outbox.acknowledged, again.outbox.head) == (3, 3)
+    for one in (stage, restarted):
+        await one.store.close()
+
+
+@leaping
 async def test_a_disposal_that_came_late_is_taken_out_of_the_log_too(tmp_path: Path) -> None:
     """Its time to be taken out came, and was used, while it could not be written."""
     stage = Stage(tmp_path / "outbox.db")
