@@ -90,13 +90,13 @@ async def test_what_a_user_was_told_accepted_reaches_an_agent_though_the_sidecar
             await life.kill()
         await life.start()
         async with attached(life.running) as agent:
-            again = [await event(agent), await event(agent)]
-            assert [(each.message.message_id, each.redelivered) for each in again][-2:] == [
-                ("left", True),
-                ("later", True),
-            ]
-            assert json.loads(again[0].message.payload) == {"say": "left"}
-            assert again[0].context.user_id == "alice"
+            again = [await event(agent)]
+            while again[-1].message.message_id != "later":
+                again.append(await event(agent))
+            # Whether the acknowledgement was written before the kill nobody was told: it may come again, marked.
+            assert [each.message.message_id for each in again][-2:] == ["left", "later"]
+            assert all(each.redelivered and each.context.user_id == "alice" for each in again)
+            assert json.loads(again[-2].message.payload) == {"say": "left"}
             resume = {"token": welcome["resume_token"], "last_sequence": 0, "attempt": 1}
             async with life.running.user("alice", resume=resume) as alice:
                 assert alice.welcome["recovery"] == "full"
