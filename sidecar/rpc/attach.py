@@ -249,9 +249,11 @@ class AttachStream:
         await self._write(pb.AttachResponse(event=event))
 
     async def _token_of(self, context: UserExecutionContext) -> ContextToken:
-        """The token that this worker answers that context with; another once half of its life is over."""
+        """The token that this worker answers that context with; another once revoked, or half of its life over."""
         key = context.get_isolation_key()
         token = self._minted.get(key)
+        if token is not None and token.family in self._tokens.revocations:
+            token = None
         if token is None or self._clock.time() >= token.expires_at - self._tokens.ttl_s / 2:
             token = self._minted[key] = await self._mint(context)
             if len(self._minted) > MAX_TOKENS:
