@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from sidecar.security.context_tokens import ContextTokenAuthority
     from sidecar.security.service_auth import ServiceIdentity
 
-REGISTER_TIMEOUT_S: Final = 10.0
 DEFAULT_ACK_TIMEOUT_S: Final = 60.0
 MAX_ACK_TIMEOUT_S: Final = 3_600.0
 MAX_SUBSCRIPTIONS: Final = 1_000
@@ -49,7 +48,7 @@ _ACTS: Final = {EventKind.OPENED: "opened", EventKind.AWAY: "away", EventKind.BA
 
 @dataclass(frozen=True, slots=True)
 class AttachPorts:
-    """What every stream is handed."""
+    """What every stream is handed; one that does not register within `register_timeout_s` ends."""
 
     callers: Callers
     agents: AgentRegistry
@@ -57,6 +56,7 @@ class AttachPorts:
     audit: JsonLinesAuditTrail
     clock: Clock
     randomness: Randomness
+    register_timeout_s: float
 
 
 class AttachStreams:
@@ -95,6 +95,7 @@ class AttachStream:
         self._audit = ports.audit
         self._clock = ports.clock
         self._worker_id = ports.randomness(8)
+        self._register_timeout_s = ports.register_timeout_s
         self._woken = asyncio.Event()
         self._minted: OrderedDict[str, ContextToken] = OrderedDict()
         self._worker: AgentWorker | None = None
@@ -150,10 +151,10 @@ class AttachStream:
 
     async def _read_register(self) -> pb.AttachRequest.Register:
         try:
-            async with asyncio.timeout(REGISTER_TIMEOUT_S):
+            async with asyncio.timeout(self._register_timeout_s):
                 data = await self._call.read()
         except TimeoutError:
-            raise BadRequest("frame", "register, within 10 seconds") from None
+            raise BadRequest("frame", "register comes first, and soon") from None
         request = _parsed(data) if data is not grpc.aio.EOF else pb.AttachRequest()
         if request.WhichOneof("frame") != "register":
             raise BadRequest("frame", "register comes first")

@@ -86,6 +86,7 @@ class RpcSettings:
     max_concurrent_streams: int = 1_000
     connection_age_s: float = 3600.0
     first_lane_timeout_s: float = 10.0
+    """How long a stream may take to prove itself: by its first lane, or by its `register`."""
     reflection: bool = False
 
 
@@ -121,7 +122,15 @@ class RpcEdge:
         self._context = ContextMethods(self._callers, ports.factory, ports.tokens, ports.users, ports.audit)
         self._admin = AdminMethods(self._callers, ports.factory, ports.counters, ports.audit, ports.clock, ports.drain)
         self._attach = AttachStreams(
-            AttachPorts(self._callers, ports.factory.agents, ports.tokens, ports.audit, ports.clock, secrets.token_hex)
+            AttachPorts(
+                self._callers,
+                ports.factory.agents,
+                ports.tokens,
+                ports.audit,
+                ports.clock,
+                secrets.token_hex,
+                settings.first_lane_timeout_s,
+            )
         )
         self._health = Health(SERVICES)
         self._server: grpc.aio.Server | None = None

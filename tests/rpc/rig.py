@@ -114,6 +114,7 @@ class Rig:
         limits: Limits | None = None,
         store: OutboxStore | None = None,
         services: Iterable[tuple[str, ServiceIdentity]] = (),
+        authenticator: ServiceAuthenticator | None = None,
         **settings: Any,
     ) -> None:
         self.clock = FakeClock()
@@ -136,7 +137,7 @@ class Rig:
         )
         key_set = hmac_key_set(USER_SECRET)
         self.users = UserTokenVerifier([IssuerSettings(ISSUER, AUDIENCE, ("HS256",), key_set)], self.clock)
-        self.services = ServiceAuthenticator(
+        self.services = authenticator or ServiceAuthenticator(
             ServiceCredential.of(token, identity) for token, identity in [(OPERATOR, UNRESTRICTED), *services]
         )
         self.edge = RpcEdge(
