@@ -54,7 +54,7 @@ async def test_a_worker_is_registered_then_told_of_a_context_with_the_token_to_a
 
 
 async def test_a_message_is_handed_over_as_the_client_said_it(rig: Rig) -> None:
-    worker = await attached(rig)
+    worker = await attached(rig, registration(credits_=1))
     assert say(rig, rig.alice, "m-1", "ask", PAYLOAD) is None
     event = await worker.event("message")
     assert event.message == pb.AttachResponse.Inbound(
@@ -62,11 +62,15 @@ async def test_a_message_is_handed_over_as_the_client_said_it(rig: Rig) -> None:
     )
     assert event.delivery_id
     await worker.acknowledge(event)
+    await worker.credit(1)
     assert say(rig, rig.alice, "m-2") is None
-    await worker.acknowledge(await worker.event("message"))
-    rig.tick(120.0)
+    second = await worker.event("message")  # so the acknowledgement was read, which came before the credit
+    rig.tick(60.0)
+    await worker.credit(9)
+    again = await worker.event("message")
+    assert (again.delivery_id, again.redelivered) == (second.delivery_id, True)
     announce(rig, rig.carol)
-    assert summaries([await worker.event()]) == ["carol opened"]  # nothing was due again
+    assert summaries([await worker.event()]) == ["carol opened"]
 
 
 async def test_a_life_from_opened_to_closed(rig: Rig) -> None:
