@@ -204,9 +204,19 @@ class ResponseStreams:
                     self._open[each.stream_id] = stream
 
     def restore_chunk(self, place: StreamPlace, chunk: Chunk) -> None:
-        """A chunk that the store kept, in order: its stream is at least as far as that, unless known to be over."""
+        """A chunk that the store kept, in order: its stream is at least as far as that, unless known to be over.
+
+        Those between that are not kept any more have their place, so that each is found by its index.
+        """
         stream = self._find(place.stream_id)
-        if stream is None or (place.position >= stream.next_index and not stream.over):
+        behind = 0 if stream is None else stream.next_index - place.position
+        if stream is not None and behind > 0:
+            if behind <= MAX_CHUNKS:
+                stream.chunks.extendleft([_FORGOTTEN] * (behind - len(stream.chunks)))
+                stream.chunks[-behind] = chunk
+        elif stream is None or not stream.over:
+            if stream is not None:
+                stream.chunks.extend([_FORGOTTEN] * min(-behind, MAX_CHUNKS))
             self.taken(place, "" if stream is None else stream.reply_to, "", chunk)
 
     def _as_cancelled(self, each: StoredStream) -> tuple[OrderedDict[str, None], str]:
