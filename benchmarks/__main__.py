@@ -13,12 +13,11 @@ import click
 import uvloop
 
 from benchmarks.machine import facts
-from benchmarks.profiles import Profile, profile
+from benchmarks.profiles import PROFILED, Profile, profile
 from benchmarks.report import Report, between_markers
 from benchmarks.results import Result
 from benchmarks.servers import cores
 from benchmarks.works import WORKS, Work
-from benchmarks.works.delivery import PROFILED
 from benchmarks.works.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent

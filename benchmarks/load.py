@@ -119,18 +119,6 @@ class DeliverStream:
         dice = random.Random(SEED)
         self._frames = deque(_frame(dice, users, messages_a_frame) for _ in range(FRAMES_PREPARED))
 
-    async def open_lanes(self, routes: Sequence[Route]) -> None:
-        """A lane a user, numbered from 0."""
-        for lane, route in enumerate(routes):
-            opening = pb.DeliverRequest.OpenLane(
-                lane=lane, isolation_key=route.isolation_key, context_token=route.context_token
-            )
-            await self._call.write(pb.DeliverRequest(open_lane=opening).SerializeToString())
-        for _ in routes:
-            answer = await self._call.read()
-            if not isinstance(answer, pb.DeliverResponse) or not answer.HasField("lane_opened"):
-                raise RunFailed(f"a lane did not open: {answer!r}")
-
     def cancel(self) -> None:
         """End the call."""
         self._call.cancel()
@@ -146,7 +134,7 @@ class DeliverStream:
         """Read until so many messages have their receipt. Receipts come in the order of the frames."""
         answered = 0
         while answered < messages:
-            receipts = await self._read_receipts()
+            receipts = receipts_of(await self._call.read(), self._durability)
             full_before = answered // self._messages_a_frame
             answered += len(receipts)
             now = time.perf_counter()
@@ -154,16 +142,35 @@ class DeliverStream:
                 latencies.append(now - self._written.popleft())
                 self._window.release()
 
-    async def _read_receipts(self) -> Sequence[pb.DeliverResponse.LaneReceipt]:
-        answer = await self._call.read()
-        if not isinstance(answer, pb.DeliverResponse) or not answer.HasField("receipts"):
-            raise RunFailed(f"no receipts but {answer!r}")
-        for item in answer.receipts.items:
-            if not item.HasField("receipt"):
-                raise RunFailed(f"a message was refused: {item!r}")
-            if self._durability is not None and item.receipt.durability != self._durability:
-                raise RunFailed(f"a message is kept elsewhere: {item!r}")
-        return answer.receipts.items
+
+async def open_lanes(call: Call, routes: Sequence[Route]) -> None:
+    """Open a lane a user, numbered from 0, on a call that has none. Raises RunFailed when one does not open."""
+    for lane, route in enumerate(routes):
+        await call.write(opening_frame(lane, route))
+    for _ in routes:
+        answer = await call.read()
+        if not isinstance(answer, pb.DeliverResponse) or not answer.HasField("lane_opened"):
+            raise RunFailed(f"a lane did not open: {answer!r}")
+
+
+def opening_frame(lane: int, route: Route) -> bytes:
+    """What opens a lane to that user, serialised."""
+    opening = pb.DeliverRequest.OpenLane(
+        lane=lane, isolation_key=route.isolation_key, context_token=route.context_token
+    )
+    return pb.DeliverRequest(open_lane=opening).SerializeToString()
+
+
+def receipts_of(answer: object, durability: int | None = None) -> Sequence[pb.DeliverResponse.LaneReceipt]:
+    """The receipts that were read. Raises RunFailed unless all are of new messages, and of that durability if any."""
+    if not isinstance(answer, pb.DeliverResponse) or not answer.HasField("receipts"):
+        raise RunFailed(f"no receipts but {answer!r}")
+    for item in answer.receipts.items:
+        if not item.HasField("receipt") or item.receipt.duplicate:
+            raise RunFailed(f"a message was refused: {item!r}")
+        if durability is not None and item.receipt.durability != durability:
+            raise RunFailed(f"a message is kept elsewhere: {item!r}")
+    return answer.receipts.items
 
 
 def _frame(dice: random.Random, users: int, messages: int) -> bytes:
@@ -189,8 +196,9 @@ async def deliver_load(
     streams = []
     for start in range(0, len(routes), LANES_A_STREAM):
         some = routes[start : start + LANES_A_STREAM]
-        stream = DeliverStream(method(), len(some), messages_a_frame, window, durability)
-        await stream.open_lanes(some)
+        call = method()
+        stream = DeliverStream(call, len(some), messages_a_frame, window, durability)
+        await open_lanes(call, some)
         streams.append(stream)
     try:
         yield DeliverLoad(streams, messages_a_frame)

@@ -202,6 +202,15 @@ async def compare(
     return Comparison(tuple([Triple(await floor(), await ours(), await floor()) for _ in range(triples)]))
 
 
+def waits_at(comparison: Comparison[Window], fraction: float) -> Comparison[Amount]:
+    """The same windows by how long their callers waited, at that quantile of each."""
+
+    def wait(measured: Window) -> Amount:
+        return Amount(quantile(sorted(measured.latencies_s), fraction))
+
+    return Comparison(tuple([Triple(wait(t.before), wait(t.ours), wait(t.after)) for t in comparison.triples]))
+
+
 def median_cost(samples: Sequence[Sample]) -> float:
     """The median of the samples' costs."""
     return statistics.median(sample.cost for sample in samples)

@@ -10,14 +10,16 @@ import signal
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.report import Row, columns, markdown_table
-from benchmarks.servers import RunFailed, running_sidecar
-from benchmarks.works.delivery import PROFILED, USERS, messages_of
+from benchmarks.servers import AGENTS, RunFailed, running_sidecar
+from benchmarks.tokens import AckingTokenClient
+from benchmarks.works import agent_round, delivery, token_streams
 from benchmarks.works.plan import Plan
-from benchmarks.works.side import side
+from benchmarks.works.side import LoadedBy
 
 WINDOWS: Final = 8
 """So many windows of the work are sampled."""
@@ -28,6 +30,14 @@ OTHER_THREADS: Final = "other threads: gRPC's own, the store's, the audit trail'
 LOOP: Final = "event loop and native code that it calls (uvloop, gRPC core)"
 
 PARTS: Final = re.compile(r"/sidecar/(rpc|core|ws|security|storage|cluster|ops)/")
+PROFILED: Final[dict[str, LoadedBy]] = {
+    **{name: delivery.loaded_by(way) for name, way in delivery.PROFILED.items()},
+    "agent-round": LoadedBy(agent_round.loaded, AGENTS),
+    "token-streams": LoadedBy(token_streams.loaded),
+    "token-streams-acks": LoadedBy(partial(token_streams.loaded, client=AckingTokenClient)),
+}
+"""What `--profile` takes."""
+
 GROUPS: Final = (
     (PARTS, r"sidecar.\1"),
     (re.compile(r"/sidecar/[a-z_]+\.py$"), "sidecar.app"),
@@ -83,14 +93,12 @@ async def profile(plan: Plan, work: str) -> Profile:
         output = Path(folder, "samples.json")
         way = PROFILED[work]
         runner = ("-m", "benchmarks.profiled", str(output))
-        running = running_sidecar(runner, settings=way.settings)
-        async with side(running, USERS, way.client, way.late_s) as ours, way.load_of(ours) as load:
-            messages = messages_of(plan, way)
-            await ours.measure(load, messages)
-            os.kill(ours.server.pid, signal.SIGUSR1)
+        async with running_sidecar(runner, settings=way.settings) as server, way.loaded(server, plan) as measure:
+            await measure()
+            os.kill(server.pid, signal.SIGUSR1)
             for _ in range(WINDOWS):
-                await ours.measure(load, messages)
-            os.kill(ours.server.pid, signal.SIGUSR2)
+                await measure()
+            os.kill(server.pid, signal.SIGUSR2)
             return attribute(work, await _written(output))
 
 

@@ -55,6 +55,12 @@ key_file = "{folder}/context.key"
 """
 """Settings besides: contexts and messages are kept on disk."""
 
+AGENTS = """\
+[service_auth]
+token_file = "{folder}/service-tokens"
+"""
+"""Settings besides: agents may attach."""
+
 
 class Cores(NamedTuple):
     """Which CPUs are whose: a server gets one, the load the rest, so that neither is measured in the other's way."""
@@ -138,11 +144,12 @@ class SidecarDialect:
 
 @dataclass(slots=True)
 class Server:
-    """A running server, and how a client speaks to it."""
+    """A running server, how a client speaks to it, and the token with which a service attaches to it, if it may."""
 
     process: asyncio.subprocess.Process
     dialect: Dialect
     log: deque[str]
+    service_token: str = ""
     websocket_port: int = 0
     grpc_target: str = ""
 
@@ -165,6 +172,13 @@ async def running_floor() -> AsyncIterator[Server]:
 
 
 @asynccontextmanager
+async def running_relay() -> AsyncIterator[Server]:
+    """The floor of what goes through an agent, until the block ends."""
+    async with _running([sys.executable, "-m", "benchmarks.relay"], FloorDialect()) as server:
+        yield server
+
+
+@asynccontextmanager
 async def running_sidecar(
     runner: Sequence[str] | None = None, *, settings: str = "", pinned: bool = True
 ) -> AsyncIterator[Server]:
@@ -175,10 +189,12 @@ async def running_sidecar(
     """
     BUILD.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="sidecar-bench-", dir=BUILD) as folder:
-        secret = secrets.token_hex(32)
+        secret, service_token = secrets.token_hex(32), secrets.token_hex(32)
+        _write_secret(Path(folder, "service-tokens"), service_token)
         config = _write_settings(Path(folder), secret, settings)
         command = [sys.executable, *(runner or _as_installed()), "serve", "--config", str(config)]
         async with _running(command, SidecarDialect(secret), pinned=pinned) as server:
+            server.service_token = service_token
             yield server
 
 
@@ -188,12 +204,15 @@ def _as_installed() -> tuple[str, ...]:
 
 
 def _write_settings(folder: Path, secret: str, settings: str) -> Path:
-    key = folder / "user.key"
-    key.touch(mode=0o600)
-    key.write_text(secret)
+    _write_secret(folder / "user.key", secret)
     config = folder / "sidecar.toml"
     config.write_text((CONFIG + settings).format(issuer=ISSUER, audience=AUDIENCE, folder=folder))
     return config
+
+
+def _write_secret(path: Path, secret: str) -> None:
+    path.touch(mode=0o600)
+    path.write_text(secret)
 
 
 @asynccontextmanager

@@ -7,7 +7,19 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from benchmarks.results import Result
-from benchmarks.works import connect, crowd, delivery, memory, resume, sqlite, stalled, start, storm
+from benchmarks.works import (
+    agent_round,
+    connect,
+    crowd,
+    delivery,
+    memory,
+    resume,
+    sqlite,
+    stalled,
+    start,
+    storm,
+    token_streams,
+)
 from benchmarks.works.plan import Plan
 
 Run = Callable[[Plan], Coroutine[None, None, list[Result]]]
@@ -47,6 +59,13 @@ WORKS: Final = {
     "storm": Work(storm.storm, "seconds until all are back who were cut off at once", 0.3, storm.USERS),
     "stalled": Work(
         stalled.stalled, "memory of those who do not read, and others' time beside them", 0.5, 2 * stalled.READERS
+    ),
+    "agent-round": Work(agent_round.agent_round, "how long an agent's first word takes", 1.7),
+    "token-streams": Work(
+        token_streams.token_streams,
+        "CPU of an agent's tokens to many, and how many there may be",
+        2.0,
+        token_streams.USERS,
     ),
     "connect": Work(connect.connect, "CPU of a connection: token, manager, audit, welcome", 0.9, connect.CONNECTS),
     "start": Work(start.start, "seconds to SERVING, and VmRSS at rest", 0.5),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, NamedTuple
 
@@ -12,10 +12,10 @@ from benchmarks.calls import Calls
 from benchmarks.load import Load, UnaryLoad, deliver_load
 from benchmarks.measure import Comparison, Window, compare
 from benchmarks.results import Result, compared_windows
-from benchmarks.servers import SQLITE, running_floor, running_sidecar
+from benchmarks.servers import SQLITE, Server, running_floor, running_sidecar
 from benchmarks.sockets import Client, ClientOf
 from benchmarks.works.plan import Plan
-from benchmarks.works.side import Side, side
+from benchmarks.works.side import LoadedBy, Side, side, with_users
 
 USERS = 100
 UNARY_IN_FLIGHT = 50
@@ -61,7 +61,7 @@ PROFILED: Final = WAYS | {
     "deliver-100-acks": WAYS["deliver-100"]._replace(client=AckingClient, late_s=acks.LATE_S),
     "deliver-sqlite": WAYS["deliver-100"]._replace(settings=SQLITE, client=AckingClient, late_s=acks.LATE_S),
 }
-"""What `--profile` takes."""
+"""What `--profile` takes of them."""
 
 
 async def compare_way(plan: Plan, name: str) -> list[Result]:
@@ -100,6 +100,17 @@ async def compare_sides(triples: int, way: Way, messages: int, floor: Side, ours
         return await compare(
             triples, lambda: floor.measure(floor_load, messages), lambda: ours.measure(our_load, messages)
         )
+
+
+def loaded_by(way: Way) -> LoadedBy:
+    """Its load, to be profiled under."""
+
+    @asynccontextmanager
+    async def loaded(server: Server, plan: Plan) -> AsyncIterator[Callable[[], Awaitable[Window]]]:
+        async with with_users(server, USERS, way.client, way.late_s) as ours, way.load_of(ours) as load:
+            yield lambda: ours.measure(load, messages_of(plan, way))
+
+    return LoadedBy(loaded, way.settings)
 
 
 def messages_of(plan: Plan, way: Way) -> int:

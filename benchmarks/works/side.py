@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import grpc
 
@@ -13,6 +14,7 @@ from benchmarks.load import Load
 from benchmarks.measure import Window, quiet, window
 from benchmarks.servers import Server
 from benchmarks.sockets import Client, ClientOf, Crowd
+from benchmarks.works.plan import Plan
 
 WINDOW_TIMEOUT_S = 120.0
 """Many times what a window takes: an answer that never comes is a failure, not a wait."""
@@ -45,12 +47,29 @@ class Side:
         await quiet(self.server.pid)
 
 
+class LoadedBy(NamedTuple):
+    """How a server is put under a work's load, and the sidecar's settings besides its defaults.
+
+    `loaded` gives what measures one window of it, as often as it is called.
+    """
+
+    loaded: Callable[[Server, Plan], AbstractAsyncContextManager[Callable[[], Awaitable[Window]]]]
+    settings: str = ""
+
+
 @asynccontextmanager
 async def side(
     running: AbstractAsyncContextManager[Server], users: int, client: ClientOf = Client, late_s: float = 0.0
 ) -> AsyncIterator[Side]:
     """A server with so many users connected."""
-    async with running as server, grpc.aio.insecure_channel(server.grpc_target) as channel:
+    async with running as server, with_users(server, users, client, late_s) as its_side:
+        yield its_side
+
+
+@asynccontextmanager
+async def with_users(server: Server, users: int, client: ClientOf = Client, late_s: float = 0.0) -> AsyncIterator[Side]:
+    """The same of a server that runs already."""
+    async with grpc.aio.insecure_channel(server.grpc_target) as channel:
         crowd = Crowd(server, client)
         await crowd.join([f"user-{number}" for number in range(users)])
         yield Side(server, crowd, channel, late_s)

@@ -24,6 +24,7 @@ from benchmarks.measure import (
     quantile,
     quiet,
     thread_cpu_ns,
+    waits_at,
     window,
 )
 
@@ -105,6 +106,13 @@ def test_a_comparison_is_the_median_of_its_triples() -> None:
     assert comparison.noise == Spread(1.0, 1.0, 1.0)
     assert median_cost(comparison.ours) == pytest.approx(2.0)
     assert len(comparison.floor) == 6
+
+
+def test_windows_compare_by_how_long_their_callers_waited() -> None:
+    floor, ours = Window(3, 9.0, 9.0, [3.0, 1.0, 2.0]), Window(3, 9.0, 9.0, [5.0, 9.0, 7.0])
+    comparison = waits_at(Comparison((Triple(floor, ours, floor),)), 0.5)
+    assert comparison.ratio.median == pytest.approx(3.5)
+    assert [sample.cost for sample in comparison.ours] == [7.0]
 
 
 @pytest.mark.parametrize(("warm_up", "order"), [(True, "fo fof fof"), (False, "fof fof")])

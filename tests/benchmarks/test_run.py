@@ -16,12 +16,14 @@ from benchmarks.works import WORKS
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-TOLD = {"crowd-spread", "sqlite-silent", "resume-sqlite"}
+TOLD = {"crowd-spread", "sqlite-silent", "resume-sqlite", "token-streams-held"}
 RESULTS = {
     "start": ["start", "idle-rss"],
     "crowd": ["crowd-active", "crowd-spread", "crowd-memory"],
     "sqlite": ["sqlite", "sqlite-rate", "sqlite-silent"],
     "resume": ["resume", "resume-sqlite"],
+    "agent-round": ["agent-round-p50", "agent-round-p99", "agent-round-alone-p50", "agent-round-alone-p99"],
+    "token-streams": ["token-streams", "token-streams-held"],
     "stalled": ["stalled-memory", "stalled-beside"],
 }
 
@@ -63,7 +65,15 @@ def test_every_target_has_a_result() -> None:
     assert results == TARGETS.keys() | TOLD
 
 
-@pytest.mark.parametrize(("work", "part"), [("deliver-100", "sidecar.core"), ("deliver-sqlite", "sidecar.storage")])
+@pytest.mark.parametrize(
+    ("work", "part"),
+    [
+        ("deliver-100", "sidecar.core"),
+        ("deliver-sqlite", "sidecar.storage"),
+        ("agent-round", "sidecar.ws"),
+        ("token-streams", "sidecar.core"),
+    ],
+)
 async def test_a_profile_says_where_the_time_goes(work: str, part: str) -> None:
     code, output = await bench("--quick", "--profile", work)
     assert code == 0, output
