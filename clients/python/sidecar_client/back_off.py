@@ -25,6 +25,11 @@ class BackOff:
         self._tries += 1
         return at_least_s + bound_s * self._uniform()
 
+    @property
+    def tries(self) -> int:
+        """How many have failed since it last went well."""
+        return self._tries
+
     def reset(self) -> None:
         """It went well: begin from `base_s` again."""
         self._tries = 0

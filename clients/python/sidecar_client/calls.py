@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from sidecar.api.v1 import context_service_pb2 as context_pb
 from sidecar.api.v1 import delivery_service_pb2 as pb
 from sidecar.api.v1 import types_pb2
+from sidecar.api.v1.agent_service_pb2_grpc import AgentServiceStub
 from sidecar.api.v1.context_service_pb2_grpc import ContextServiceStub
 from sidecar.api.v1.delivery_service_pb2_grpc import DeliveryServiceStub
 from sidecar_client.errors import SidecarError, error_from_status
@@ -49,6 +50,7 @@ class Stubs:
     def __init__(self, channel: Any) -> None:
         self.delivery: DeliveryServiceStub = DeliveryServiceStub(channel)
         self.context: ContextServiceStub = ContextServiceStub(channel)
+        self.agent: AgentServiceStub = AgentServiceStub(channel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +191,7 @@ def get_context(context_token: str) -> UnaryCall[ContextFacts]:
         _for_context(context_token),
         lambda response: ContextFacts(
             response.isolation_key,
-            _user_context(response.context),
+            user_context_from(response.context),
             tuple(response.scopes),
             _unix(response.expire_time),
         ),
@@ -226,15 +228,14 @@ def exchange_context_token(
         request = context_pb.ExchangeContextTokenRequest(
             user_token=user_token, connection_id=connection_id, scopes=scopes
         )
-    metadata = (("x-service-token", check_token(service_token)),) if service_token else ()
     return UnaryCall(
         lambda stubs: stubs.context.ExchangeContextToken,
         request,
-        metadata,
+        as_service(service_token),
         lambda response: ContextGrant(
             response.isolation_key,
             ContextToken(response.context_token, _unix(response.expire_time)),
-            _user_context(response.context),
+            user_context_from(response.context),
         ),
         repeatable=False,
     )
@@ -251,6 +252,11 @@ def receipt_from(receipt: types_pb2.Receipt) -> Receipt:
         receipt.duplicate,
         _unix(receipt.accepted_time),
     )
+
+
+def as_service(service_token: str) -> Metadata:
+    """What says which service calls; nothing where mTLS does."""
+    return (("x-service-token", check_token(service_token)),) if service_token else ()
 
 
 def _for_context(context_token: str) -> Metadata:
@@ -281,7 +287,8 @@ def _stats(response: pb.GetManagerStatsResponse) -> ManagerStats:
     )
 
 
-def _user_context(context: types_pb2.UserContext) -> UserContext:
+def user_context_from(context: types_pb2.UserContext) -> UserContext:
+    """Who a context belongs to, as a value."""
     return UserContext(
         context.tenant_id,
         context.user_id,

@@ -250,6 +250,11 @@ class AsyncSidecarClient:
         self._senders.add(sender)
         return sender
 
+    def _attach(self) -> Any:
+        """A call of AgentService.Attach, with the service token: an agent's."""
+        method: Any = self._open_stubs().agent.Attach
+        return method(metadata=calls.as_service(self._settings.service_token))
+
     # Calls
 
     def _open(self) -> grpc.aio.Channel:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +14,7 @@ import pytest
 
 from sidecar.api.v1 import admin_service_pb2
 from sidecar_client import AsyncSidecarClient
+from tests.clients.python.agents import answer_of, text_of, user_of, within
 from tests.support.running import RunningSidecar
 
 README: Final = Path(__file__).resolve().parents[3] / "clients" / "python" / "README.md"
@@ -20,7 +23,7 @@ BLOCKS: Final = re.findall(r"^```(\w*)\n(.*?)^```$", README.read_text(encoding="
 
 def test_every_block_is_run_here() -> None:
     functions = [re.findall(r"^async def (\w+)", text, re.MULTILINE) for _, text in BLOCKS]
-    assert functions == [["greet"], ["stream_answer"], ["notify"], ["listen"]]
+    assert functions == [["answer"], ["greet"], ["stream_answer"], ["notify"], ["listen"]]
     assert {language for language, _ in BLOCKS} == {"python"}
 
 
@@ -40,6 +43,19 @@ def the(name: str) -> Callable[..., Any]:
 @pytest.fixture(autouse=True)
 def environment(sidecar: RunningSidecar, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIDECAR_GRPC_ENDPOINT", sidecar.grpc_target)
+
+
+async def test_answer(sidecar: RunningSidecar) -> None:
+    before = len(await sidecar.audit_records("agent_attached"))
+    environment = os.environ | {"SIDECAR_SERVICE_TOKEN": sidecar.service_token}
+    agent = await asyncio.create_subprocess_exec(sys.executable, "-W", "error", "-c", BLOCKS[0][1], env=environment)
+    while len(await sidecar.audit_records("agent_attached")) == before:
+        assert agent.returncode is None
+    async with user_of(sidecar, "alice") as alice:
+        await alice.send("why?")
+        assert text_of(await answer_of(alice)) == "alice asked: why? "
+    agent.terminate()
+    assert await within(agent.wait()) == 0
 
 
 async def test_greet(sidecar: RunningSidecar) -> None:

@@ -1,0 +1,124 @@
+"""One Attach call: registers the worker, hands its events on, says what is acknowledged and how many more may come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+
+from sidecar.api.v1 import agent_service_pb2 as pb
+from sidecar_client.errors import SidecarError, TransportError, error_from_call
+from sidecar_client.messages import duration, fields
+
+MAX_ACKNOWLEDGED: Final = 10_000
+"""Delivery ids in one frame."""
+HALF_CLOSE_TIMEOUT_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """What a service takes: the messages of that event; `*` is whatever no other service takes.
+
+    `tenant_id`: empty is every tenant that the service may have.
+    """
+
+    event: str = "*"
+    tenant_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """Who the worker is and what it takes."""
+
+    service_name: str
+    subscriptions: tuple[Subscription, ...]
+    ack_timeout_s: float | None
+
+    def frame(self, credit: int) -> pb.AttachRequest:
+        """The first frame. Raises BadRequest for what it cannot hold."""
+        register = pb.AttachRequest.Register()
+        with fields("register"):
+            register.service_name = self.service_name
+            register.credits = credit
+            for each in self.subscriptions:
+                register.subscriptions.add(tenant_id=each.tenant_id, event=each.event)
+        if self.ack_timeout_s is not None:
+            register.ack_timeout.CopyFrom(duration(self.ack_timeout_s, "register.ack_timeout"))
+        return pb.AttachRequest(register=register)
+
+
+class AgentStream:
+    """One worker's call, from `register` to its end. What is to be said gathers while the writer is busy."""
+
+    def __init__(self, call: Any, on_registered: Callable[[], None], on_event: Callable[[Any], None]) -> None:
+        self._call = call
+        self._on_registered = on_registered
+        self._on_event = on_event
+        self._acknowledged: list[str] = []
+        self._credit = 0
+        self._work = asyncio.Event()
+        self._leaving = False
+
+    def acknowledge(self, delivery_id: str) -> None:
+        """Say "mine" of that event."""
+        self._acknowledged.append(delivery_id)
+        self._work.set()
+
+    def credit(self, amount: int) -> None:
+        """Let so many more come."""
+        self._credit += amount
+        self._work.set()
+
+    def leave(self) -> None:
+        """Say what is still to be said, then half-close; the sidecar then ends the call. Idempotent."""
+        self._leaving = True
+        self._work.set()
+
+    async def run(self, register: pb.AttachRequest) -> SidecarError | None:
+        """Serve until the call ends; why it did, None after `leave`. Safe to cancel: the call is."""
+        writer = asyncio.create_task(self._write(register))
+        try:
+            await self._read()
+        except grpc.aio.AioRpcError as failed:
+            return error_from_call(failed)
+        finally:
+            writer.cancel()
+            self._call.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+        return None if self._leaving else TransportError(grpc.StatusCode.UNAVAILABLE, "", "the stream ended")
+
+    async def _read(self) -> None:
+        while (response := await self._call.read()) is not grpc.aio.EOF:
+            match response.WhichOneof("frame"):
+                case "registered":
+                    self._on_registered()
+                case "event":
+                    self._on_event(response.event)
+
+    async def _write(self, register: pb.AttachRequest) -> None:
+        # A write that fails says less than the read beside it, which ends with the call's status.
+        await self._call.write(register)
+        while True:
+            for frame in self._take():
+                await self._call.write(frame)
+            if self._leaving and not self._work.is_set():
+                break
+            await self._work.wait()
+        await self._call.done_writing()
+
+    def _take(self) -> Sequence[pb.AttachRequest]:
+        self._work.clear()
+        ids, self._acknowledged = self._acknowledged, []
+        credit, self._credit = self._credit, 0
+        frames = [
+            pb.AttachRequest(
+                acknowledge=pb.AttachRequest.Acknowledge(delivery_ids=ids[start : start + MAX_ACKNOWLEDGED])
+            )
+            for start in range(0, len(ids), MAX_ACKNOWLEDGED)
+        ]
+        if credit:
+            frames.append(pb.AttachRequest(credit=pb.AttachRequest.Credit(credits=credit)))
+        return frames

@@ -1,0 +1,22 @@
+"""An agent as a process of its own, to be killed: answers with its own name, and stays in answers that say "stay"."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from sidecar_client import Agent, AgentContext, InboundMessage
+
+agent = Agent("answers")
+
+
+@agent.on_message
+async def answer(context: AgentContext, message: InboundMessage) -> None:
+    """Says who it is."""
+    async with message.reply() as stream:
+        await stream.send(text=sys.argv[1])
+        if message.data == "stay":
+            await asyncio.Event().wait()
+
+
+agent.run_forever()
