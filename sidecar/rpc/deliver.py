@@ -105,7 +105,7 @@ class DeliverStream:
         self._receipts: ReceiptFrame | None = None
         self._unsent = 0
         self._unconfirmed = 0
-        self._full_lanes: set[Lane] = set()
+        self._full_lanes: set[int] = set()  # by number: a lane that is opened again has what waits in the former
         self._reports: dict[LaneReport, None] = {}
         self._ready = asyncio.Event()
         self._drained = asyncio.Event()
@@ -322,7 +322,7 @@ class DeliverStream:
         grant = None if lane.opening is None else lane.opening.grant
         lane.waiting.append((place, outcome, grant))
         if len(lane.waiting) > MAX_LANE_UNCONFIRMED:
-            self._full_lanes.add(lane)
+            self._full_lanes.add(lane.number)
         if isinstance(outcome, PendingReceipt):
             outcome.add_done_callback(lambda _: self._confirmed(lane))
 
@@ -339,7 +339,7 @@ class DeliverStream:
             lane.waiting.popleft()
             self._unconfirmed -= 1
             if len(lane.waiting) <= MAX_LANE_UNCONFIRMED:
-                self._full_lanes.discard(lane)
+                self._full_lanes.discard(lane.number)
             self._answer_receipt(lane, place, outcome)
 
     # Answers

@@ -115,6 +115,25 @@ async def test_a_lane_that_waits_for_the_store_pauses_its_stream(pending: Rig, s
     await finish(stream)
 
 
+async def test_a_full_lane_that_was_opened_again_does_not_pause_its_stream_for_good(
+    pending: Rig, store: ToldStore
+) -> None:
+    """What waits behind the store's answer to the lane that was closed are refusals: no further answer is to come."""
+    stream, bad = pending.deliver(), types_pb2.Message(payload=b"{")
+    await stream.opened(1, pending.attempt())
+    await stream.opened(2, pending.attempt(pending.carol))
+    await stream.send((1, MESSAGE))
+    await stream.close_lane(1)
+    await stream.opened(1, pending.attempt())
+    await stream.send(*[(1, bad)] * 500)
+    await stream.send(*[(1, bad)] * (MAX_LANE_UNCONFIRMED - 500), (2, MESSAGE))
+    await store.asked(2)
+    store.confirm_all()
+    await stream.receipts(2 + MAX_LANE_UNCONFIRMED)
+    await stream.opened(3, pending.attempt(pending.carol))
+    await stream.finish()
+
+
 async def finish(stream: DeliverCall) -> None:
     assert await stream.finish() == []
 
