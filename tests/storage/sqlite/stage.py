@@ -190,12 +190,14 @@ class Disk:
 class Stage:
     """One life of a core with its store. `managers` are those that were there again."""
 
-    def __init__(self, path: Path, *, limits: Limits | None = None, at: Instant | None = None) -> None:
+    def __init__(self, path: Path, *, limits: Limits | None = None, at: Instant | None = None, life: int = 0) -> None:
         self.path = path
         self.disk = Disk()
         self.store = SqliteOutboxStore(path, KEY, self.disk.opening)
         self.disk.statements.clear()
+        self.life = life
         self.core = Core(limits, store=self.store)
+        self.core.randomness.calls += [0] * (500 * life)  # no life repeats what another drew
         if at is not None:
             self.core.clock.step_wall(at.unix - self.core.clock.time())
         self.managers: list[IsolatedWebSocketManager] = []
@@ -240,11 +242,11 @@ class Stage:
     async def restarted(self) -> Stage:
         """The next life, after an end in order; the time on the wall is the same."""
         await self.store.close()
-        return Stage(self.path, limits=self.core.factory.limits, at=self.core.clock.now())
+        return Stage(self.path, limits=self.core.factory.limits, at=self.core.clock.now(), life=self.life + 1)
 
     def after_crash(self, folder: Path) -> Stage:
         """The next life, had it been killed now. This one can go on: the next has copies of its files."""
-        return Stage(self.copy(folder), limits=self.core.factory.limits, at=self.core.clock.now())
+        return Stage(self.copy(folder), limits=self.core.factory.limits, at=self.core.clock.now(), life=self.life + 1)
 
     def resume(self, manager: IsolatedWebSocketManager, last_sequence: int) -> tuple[bool, list[bytes]]:
         """A client comes back that has everything up to there: whether it is `full`, and what it is given."""
