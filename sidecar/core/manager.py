@@ -614,6 +614,8 @@ class IsolatedWebSocketManager:
                 forgotten = self._recent.remember(message.identity, message.sequence, accepted, None)
                 if forgotten is not None:
                     self._store.forget(self.isolation_key, forgotten)
+        if self.conversation.streaming:
+            self.lifecycle.look_by(at.monotonic + self._resources.limits.stream_idle_timeout_s)
 
     # Response streams
 

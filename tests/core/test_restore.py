@@ -9,7 +9,7 @@ import pytest
 from sidecar.core.errors import AlreadyExists, ErrorReason, Unavailable
 from sidecar.core.limits import Limits
 from sidecar.core.manager import IsolatedWebSocketManager
-from sidecar.core.message import DeliveryState, Message, PendingReceipt, Receipt
+from sidecar.core.message import DeliveryState, Message, PendingReceipt, Receipt, StreamPlace, StreamState
 from sidecar.core.outbox import OutboxLimits
 from sidecar.core.stored import Creation, RestoredContext, StoredMessage
 from tests.support.core import Core
@@ -154,6 +154,17 @@ def test_what_the_client_may_have_is_not_called_lost_before_it_says_so() -> None
     assert told == [1, 2]
     states = [again.outbox.state_of(sequence) for sequence in (1, 2)]
     assert states == [DeliveryState.ACKNOWLEDGED, DeliveryState.DROPPED]
+
+
+def test_a_stream_that_stays_silent_is_ended_in_time() -> None:
+    kept = Kept(Limits(stream_idle_timeout_s=5.0))
+    manager, _ = kept.core.connect()
+    kept.send(manager, Message("", "", b"0", stream=StreamPlace("s", 0, StreamState.OPEN)))
+    core, again = kept.restart(manager)
+    core.run(4.0)
+    assert again.outbox.head == 1
+    core.run(1.0)
+    assert again.outbox.head == 2
 
 
 def test_a_wall_clock_set_back_or_forward_keeps_no_message_longer_than_a_day() -> None:
