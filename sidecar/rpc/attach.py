@@ -15,11 +15,12 @@ from google.protobuf.message import DecodeError
 
 from sidecar.api.v1 import agent_service_pb2 as pb
 from sidecar.core.deliveries import Cancelled, Delivery, EventKind
-from sidecar.core.errors import BadRequest, ErrorReason, PermissionDenied, SidecarError
+from sidecar.core.errors import BadRequest, ErrorReason, PermissionDenied, SidecarError, Unavailable
 from sidecar.core.identity import IDENTIFIER
 from sidecar.core.message import Instant
 from sidecar.core.ports import AuditEvent
 from sidecar.core.workers import AgentWorker, Subscription
+from sidecar.rpc.acceptance import DRAINING_RETRY_S
 from sidecar.rpc.boundary import SERVICE_TOKEN_KEY, Call, CallFacts
 from sidecar.rpc.translate import user_context
 from sidecar.security.audit_record import AuditRecord
@@ -75,6 +76,11 @@ class AttachStreams:
         finally:
             self._open.discard(stream)
 
+    def close(self) -> None:
+        """The sidecar stops: end every stream, so that its worker attaches elsewhere or again."""
+        for stream in tuple(self._open):
+            stream.end(Unavailable(ErrorReason.DRAINING, retry_after_s=DRAINING_RETRY_S))
+
     def tick(self, at: Instant) -> None:
         """Send again what is overdue; end the streams of services whose token is good no more. Once a second."""
         self._ports.agents.tick(at)
@@ -128,11 +134,17 @@ class AttachStream:
                 self._minted.clear()
             self._service = service
         except SidecarError as error:
-            self._ending = error
-            for task in self._tasks:
-                task.cancel()
+            self.end(error)
+
+    def end(self, error: SidecarError) -> None:
+        """End the stream with that, at once where it has registered. Idempotent."""
+        self._ending = self._ending or error
+        for task in self._tasks:
+            task.cancel()
 
     async def _serve(self, worker: AgentWorker) -> None:
+        if self._ending is not None:  # while its record was written
+            raise self._ending
         reading, writing = asyncio.create_task(self._read_frames(worker)), asyncio.create_task(self._write_on(worker))
         self._tasks = reading, writing
         try:

@@ -175,6 +175,7 @@ class RpcEdge:
         server, self._server = self._server, None
         if server is None:
             return
+        self._attach.close()
         await server.stop(grace_s)
         # gRPC tells its handlers to end and goes; what they held is let go of when they have.
         with suppress(TimeoutError):

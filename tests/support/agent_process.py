@@ -1,0 +1,70 @@
+"""A small agent service with nothing but the generated stubs: `python -m tests.support.agent_process ACK_EVERY`.
+
+It takes everything, one event after the other, says on its standard output what it takes, a JSON object a line, and
+answers each message in a stream of three chunks. It acknowledges every so many events: killed, it leaves some.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from typing import Any
+
+import grpc
+
+from sidecar.api.v1 import agent_service_pb2 as pb
+from sidecar.api.v1 import agent_service_pb2_grpc, delivery_service_pb2, delivery_service_pb2_grpc, types_pb2
+
+STATES = (types_pb2.STREAM_STATE_OPEN, types_pb2.STREAM_STATE_OPEN, types_pb2.STREAM_STATE_END)
+CREDITS = 50
+
+
+def say(**members: object) -> None:
+    """One line, at once: what is killed has said what it took."""
+    os.write(sys.stdout.fileno(), json.dumps(members).encode() + b"\n")
+
+
+async def answer(delivery: Any, event: pb.AttachResponse.Event) -> None:
+    """Three chunks. The same stream for a message that comes again, so that its client gets each of them once."""
+    for index, state in enumerate(STATES):
+        message = types_pb2.Message(
+            payload=b"%d" % index,
+            reply_to=event.message.message_id,
+            stream=types_pb2.Stream(stream_id=f"to-{event.message.message_id}", index=index, state=state),
+        )
+        request = delivery_service_pb2.SendToUserRequest(
+            isolation_key=event.isolation_key, message=message, expected_user_id=event.context.user_id
+        )
+        await delivery.SendToUser(request, metadata=(("x-context-token", event.context_token),))
+
+
+async def main(ack_every: int) -> None:
+    metadata = (("x-service-token", os.environ["SIDECAR_SERVICE_TOKEN"]),)
+    async with grpc.aio.insecure_channel(os.environ["SIDECAR_GRPC_ENDPOINT"]) as channel:
+        delivery = delivery_service_pb2_grpc.DeliveryServiceStub(channel)
+        call: Any = agent_service_pb2_grpc.AgentServiceStub(channel).Attach(metadata=metadata)
+        register = pb.AttachRequest.Register(
+            service_name="support", subscriptions=[pb.AttachRequest.Subscription()], credits=CREDITS
+        )
+        await call.write(pb.AttachRequest(register=register))
+        await call.read()
+        say(registered=True)
+        taken: list[str] = []
+        while (response := await call.read()) is not grpc.aio.EOF:
+            event = response.event
+            if event.WhichOneof("kind") == "message":
+                number = json.loads(event.message.payload)
+                say(user=event.context.user_id, number=number, redelivered=event.redelivered)
+                await answer(delivery, event)
+            taken.append(event.delivery_id)
+            if len(taken) >= ack_every:
+                acknowledge = pb.AttachRequest.Acknowledge(delivery_ids=taken)
+                await call.write(pb.AttachRequest(acknowledge=acknowledge))
+                await call.write(pb.AttachRequest(credit=pb.AttachRequest.Credit(credits=len(taken))))
+                taken = []
+
+
+if __name__ == "__main__":
+    asyncio.run(main(int(sys.argv[1])))
