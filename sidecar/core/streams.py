@@ -92,6 +92,8 @@ class ResponseStreams:
         if stream is None:
             self._admit_first(place, reply_to)
             return None
+        if reply_to and not stream.reply_to and not stream.over and reply_to in self._cancelled_messages:
+            self._cancel(stream)
         if stream.cancelled:
             raise FailedPrecondition(ErrorReason.STREAM_CANCELLED)
         if place.position < stream.next_index - stream.silenced:
@@ -109,6 +111,8 @@ class ResponseStreams:
         stream = self._open.get(place.stream_id)
         if stream is None:
             stream = self._open[place.stream_id] = _Stream(place.stream_id, reply_to, event_type, now)
+        # A store keeps neither with each chunk: of a stream that was restored they may not be known.
+        stream.reply_to, stream.event_type = stream.reply_to or reply_to, stream.event_type or event_type
         stream.next_index = place.position + 1
         stream.silent_since = now
         stream.chunks.append(chunk)

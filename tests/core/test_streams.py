@@ -14,7 +14,6 @@ from sidecar.core.errors import (
 from sidecar.core.limits import Limits
 from sidecar.core.message import DeliveryState, Receipt, StreamPlace, StreamState
 from sidecar.core.outbox import OutboxLimits
-from sidecar.core.stored import StoredStream
 from sidecar.core.streams import MAX_CHUNKS, MAX_OPEN, MAX_REMEMBERED, Chunk, ResponseStreams
 from tests.support.doubles import LaterStore, StoreFailed
 from tests.support.speaker import END, ERROR, OPEN, Speaker, Told
@@ -336,28 +335,6 @@ def test_chunks_that_were_kept_are_repeats_after_a_restart() -> None:
         streams.restore_chunk(StreamPlace("s", index, OPEN), Chunk(index + 7, at, None))
     assert streams.admit(StreamPlace("s", 1, OPEN), "") == Chunk(8, at, None)
     assert streams.admit(StreamPlace("s", 2, OPEN), "") is None
-
-
-@pytest.mark.parametrize("written", [2, 3, 5])
-def test_chunks_of_a_stream_whose_place_was_kept_are_repeats_too(written: int) -> None:
-    """Two of them are still kept, with one between that expired; a stream may also have gone on since its place was."""
-    at = Speaker().core.clock.now()
-    streams = ResponseStreams()
-    streams.restore((StoredStream("s", written, over=False, cancelled=False, reply_to=""),), 0.0)
-    for index in (2, 4):
-        streams.restore_chunk(StreamPlace("s", index, OPEN), Chunk(index + 7, at, None))
-    sequences = [chunk and chunk.sequence for chunk in (streams.admit(StreamPlace("s", n, OPEN), "") for n in range(6))]
-    assert sequences == [0, 0, 9, 0, 11, None]
-
-
-def test_only_the_last_chunks_are_found_after_a_restart_as_well() -> None:
-    at = Speaker().core.clock.now()
-    streams = ResponseStreams()
-    streams.restore((StoredStream("s", MAX_CHUNKS + 2, over=True, cancelled=False, reply_to=""),), 0.0)
-    for index in range(MAX_CHUNKS + 2):
-        streams.restore_chunk(StreamPlace("s", index, OPEN), Chunk(index + 1, at, None))
-    known = [streams.admit(StreamPlace("s", index, OPEN), "") for index in (1, 2, MAX_CHUNKS + 1)]
-    assert [chunk and chunk.sequence for chunk in known] == [0, 3, MAX_CHUNKS + 2]
 
 
 def test_streams_are_restored_as_they_were(speaker: Speaker) -> None:
