@@ -62,6 +62,11 @@ class Batch:
     truncate: bool = False
 
     @property
+    def asks(self) -> bool:
+        """True when the writer is to do or to say anything."""
+        return self.writes or self.truncate or bool(self.watchers)
+
+    @property
     def writes(self) -> bool:
         """True when there is anything to commit."""
         return bool(self.contexts or self.messages or self.states or self.cleared or self.deleted or self.disposed)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from sidecar.core.message import StreamPlace
     from sidecar.core.ports import Confirmed
-    from sidecar.core.stored import MessageIdentity, StoredContext, StoredState
+    from sidecar.core.stored import MessageIdentity, RestoredContext, StoredContext, StoredState
     from sidecar.storage.sqlite.sealing import Seal
 
 NOTHING: Final = 0
@@ -70,6 +70,8 @@ class Append(NamedTuple):
 
 
 Request = Creation | Append
+Adopt = Callable[["RestoredContext"], "tuple[int, Callable[[], StoredState]] | None"]
+"""Takes over a context that was kept: its owner epoch from now on, and what reads where it stands. None: it is over."""
 
 
 def is_expected(request: Request) -> bool:

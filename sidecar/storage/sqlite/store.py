@@ -18,7 +18,7 @@ from sidecar.core.message import Durability
 from sidecar.storage.sqlite.batch import Batch, NewContext, NewMessage, NewState
 from sidecar.storage.sqlite.database import load, open_database
 from sidecar.storage.sqlite.errors import StoreUnusable
-from sidecar.storage.sqlite.requests import NOTHING, Append, Context, Creation, Request, is_expected
+from sidecar.storage.sqlite.requests import NOTHING, Adopt, Append, Context, Creation, Request, is_expected
 from sidecar.storage.sqlite.rows import encode_inbound
 from sidecar.storage.sqlite.sealing import Seal, new_key
 from sidecar.storage.sqlite.writer import Writer
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sidecar.core.message import Instant
     from sidecar.core.outbox import OutboxEntry
     from sidecar.core.ports import Confirmed
-    from sidecar.core.stored import MessageIdentity, RestoredContext, StoredContext, StoredInbound, StoredState
+    from sidecar.core.stored import MessageIdentity, StoredContext, StoredInbound, StoredState
 
 logger = structlog.get_logger("sidecar.storage")
 
@@ -43,11 +43,8 @@ MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
 CLOSING_FAILURES: Final = 2
 """Batches that may fail before `close` gives up: the one that was under way, and one with all that waits."""
 
-
 Opening = Callable[["Path", Seal], "sqlite3.Connection"]
 """Opens the file, as `open_database` does."""
-Adopt = Callable[["RestoredContext"], "tuple[int, Callable[[], StoredState]] | None"]
-"""Takes over a context that was kept: its owner epoch from now on, and what reads where it stands. None: it is over."""
 
 
 class SqliteOutboxStore:
@@ -229,10 +226,7 @@ class SqliteOutboxStore:
     # Batches
 
     def _has_work(self) -> bool:
-        return self._under_way is not None or bool(self._requests) or self._has_upkeep()
-
-    def _has_upkeep(self) -> bool:
-        return self._upkeep.writes or self._upkeep.truncate or bool(self._upkeep.watchers)
+        return self._under_way is not None or bool(self._requests) or self._upkeep.asks
 
     def _hand_over_soon(self) -> None:
         """Once a turn of the loop: what one frame brought is one batch."""
@@ -248,7 +242,7 @@ class SqliteOutboxStore:
             self._flush()
         batch, self._upkeep = self._upkeep, Batch()
         taken = self._take(batch)
-        if batch.writes or batch.truncate or batch.watchers:
+        if batch.asks:
             self._under_way = taken
             self._writer.submit(batch)
 
@@ -256,9 +250,8 @@ class SqliteOutboxStore:
         """Move requests into the batch, in order; those that cannot succeed are answered at once."""
         taken: list[Request] = []
         size = 0
-        requests = self._requests
-        while requests and len(taken) < MAX_BATCH_MESSAGES and size < MAX_BATCH_BYTES:
-            request = requests.popleft()
+        while self._requests and len(taken) < MAX_BATCH_MESSAGES and size < MAX_BATCH_BYTES:
+            request = self._requests.popleft()
             context = request.context
             if not is_expected(request):
                 self._answer(request.confirmed, Unavailable(ErrorReason.STORAGE_UNAVAILABLE))
@@ -302,7 +295,7 @@ class SqliteOutboxStore:
                 if isinstance(request, Creation):
                     request.context.kept = True
                 self._answer(request.confirmed, None)
-            if self._requests or self._flush_due or self._has_upkeep():
+            if self._requests or self._flush_due or self._upkeep.asks:
                 self._hand_over()
         else:
             self._take_back(batch, taken or [], error)
@@ -357,12 +350,11 @@ class SqliteOutboxStore:
             logger.error("an answer of the store failed", error=type(bug).__name__)
 
     def _tell_health(self, *, failing: bool) -> None:
-        if failing != self._failing:
-            self._failing = failing
-            if failing:
-                logger.error("the store cannot be written")
-            else:
-                logger.info("the store can be written again")
+        if failing and not self._failing:
+            logger.error("the store cannot be written")
+        elif self._failing and not failing:
+            logger.info("the store can be written again")
+        self._failing = failing
 
     # Upkeep
 
