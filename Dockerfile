@@ -13,9 +13,10 @@ RUN pip install --require-hashes -r requirements-build.lock \
     && pip wheel --require-hashes --only-binary :all: -r requirements.lock --wheel-dir /wheels
 COPY pyproject.toml hatch_build.py LICENSE README.md ./
 COPY packages/api packages/api
+COPY clients/python clients/python
 COPY sidecar sidecar
 COPY examples/demo_agent examples/demo_agent
-RUN pip wheel --no-index --no-deps --no-build-isolation --wheel-dir /wheels ./packages/api . \
+RUN pip wheel --no-index --no-deps --no-build-isolation --wheel-dir /wheels ./packages/api ./clients/python . \
     && python -m venv --without-pip /opt/sidecar \
     && pip --python /opt/sidecar/bin/python install --no-index --no-deps --compile /wheels/*.whl
 

@@ -10,8 +10,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PIP_INSTALL := $(PIP) install --quiet --require-hashes
 # The checkout itself: its build backend is locked, so nothing is fetched for it.
-INSTALL_PROJECT := $(PIP) install --quiet --no-deps --no-build-isolation --no-index -e packages/api -e .
-INSTALL_CLIENT := $(PIP) install --quiet --no-deps --no-build-isolation --no-index -e clients/python
+# With the client, which the demo agent of development mode is built on.
+INSTALL_PROJECT := $(PIP) install --quiet --no-deps --no-build-isolation --no-index -e packages/api -e clients/python -e .
 
 # A worker a core. Stealing keeps a file's tests, and so its fixtures, on one worker until the other has nothing left.
 IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
@@ -21,7 +21,8 @@ MINUTES ?= 2
 
 UV := .venv-lock/bin/uv
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	--no-emit-find-links --no-emit-package ws-sidecar-api --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
+	--no-emit-find-links --no-emit-package ws-sidecar-api --no-emit-package ws-sidecar-client \
+	--custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 
 .PHONY: help install run test check docs proto proto-check bench soak clean lock
 
@@ -89,14 +90,14 @@ $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.runtime: requirements.lock requirements-build.lock pyproject.toml packages/api/pyproject.toml | $(VENV)/.created
+$(VENV)/.runtime: requirements.lock requirements-build.lock pyproject.toml packages/api/pyproject.toml \
+		clients/python/pyproject.toml | $(VENV)/.created
 	$(PIP_INSTALL) -r requirements.lock -r requirements-build.lock
 	$(INSTALL_PROJECT)
 	@touch $@
 
-$(VENV)/.dev: requirements-dev.lock clients/python/pyproject.toml $(VENV)/.runtime
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
 	$(PIP_INSTALL) -r requirements-dev.lock
-	$(INSTALL_CLIENT)
 	@touch $@
 
 $(UV):

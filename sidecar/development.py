@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import orjson
+
 from sidecar.config import AuditSettings, Config, ConfigError, StartError, UserTokenSettings, development_config
 from sidecar.ops.development import DevelopmentSite
 from sidecar.security.files import create_private
@@ -26,6 +28,8 @@ AUDIENCE: Final = "ws-sidecar"
 USER_TOKEN_TTL_S: Final = 3600
 AGENT_START_TIMEOUT_S: Final = 20.0
 AGENT_STOP_TIMEOUT_S: Final = 5.0
+AGENT_ATTACHED: Final = "demo agent attached\n"
+"""What the demo agent says when it takes messages."""
 
 
 class Development:
@@ -53,15 +57,14 @@ class Development:
         return tuple(f"http://{host}:{ops_port}" for host in ("127.0.0.1", "localhost", "[::1]"))
 
     async def start(self, ops: OpsEdge, websocket_port: int, grpc_target: str) -> None:
-        """Start the demo agent, then open the page that talks to it."""
+        """Start the demo agent, then open the page that talks to it. Raises StartError."""
         websocket_url = f"ws://{self.config.websocket.address.host}:{websocket_port}/v1/connect"
-        agent_url = await self._start_agent(grpc_target, self.origins(ops.port))
-        ops.open_development(DevelopmentSite(websocket_url, agent_url, self.mint_user_token))
+        await self._start_agent(grpc_target)
+        ops.open_development(DevelopmentSite(websocket_url, self.mint_user_token))
         self._addresses = {
             "open": f"http://127.0.0.1:{ops.port}/",
             "websocket": websocket_url,
             "grpc": grpc_target,
-            "demo agent": agent_url,
             "audit trail": str(self.config.audit.path),
         }
 
@@ -103,15 +106,10 @@ class Development:
                 agent.kill()
             await agent.wait()
 
-    async def _start_agent(self, grpc_target: str, origins: tuple[str, ...]) -> str:
-        issuer = self.config.user_tokens[0]
+    async def _start_agent(self, grpc_target: str) -> None:
         environment = os.environ | {
             "SIDECAR_GRPC_ENDPOINT": grpc_target,
-            "DEMO_AGENT_LISTEN": "127.0.0.1:0",
-            "DEMO_AGENT_ALLOWED_ORIGINS": ",".join(origins),
-            "DEMO_USER_TOKEN_KEY_FILE": str(issuer.key_file),
-            "DEMO_USER_TOKEN_ISSUER": issuer.issuer,
-            "DEMO_USER_TOKEN_AUDIENCE": issuer.audience,
+            "SIDECAR_SERVICE_TOKEN": self.agent_token(),
         }
         self._agent = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -126,9 +124,21 @@ class Development:
                 line = (await self._agent.stdout.readline()).decode()
         except TimeoutError:
             line = ""
-        if "http://" not in line:
+        if line != AGENT_ATTACHED:
             raise StartError("the demo agent did not start")
-        return "http://" + line.partition("http://")[2].strip()
+
+    def agent_token(self) -> str:
+        """What the demo agent calls with: the made-up token, else the first that may attach. Raises StartError."""
+        path = self.config.service_auth.token_file
+        if path is None:
+            return self.service_token
+        for line in map(str.strip, path.read_text(encoding="utf-8").splitlines()):
+            if not line or line.startswith("#"):
+                continue
+            entry = orjson.loads(line) if line.startswith("{") else {"token": line, "allow": ["attach"]}
+            if "attach" in entry["allow"]:
+                return str(entry["token"])
+        raise StartError("no service may attach: the demo agent has no token in service_auth.token_file")
 
 
 def demo_agent_folder() -> Path:

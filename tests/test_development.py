@@ -71,18 +71,38 @@ def test_tells_its_service_token_unless_there_are_others(tmp_path: Path) -> None
     assert Development(Config(service_auth=services), others).announcement() == ""
 
 
+def test_the_agent_calls_with_the_first_token_that_may_attach(tmp_path: Path) -> None:
+    tokens = tmp_path / "service-tokens"
+    sender = '{"name":"sender","token":"sender-token-1","allow":["deliver"]}'
+    agent = '{"name":"agent","token":"agent-token-1","allow":["deliver","attach"]}'
+    for number, (lines, token) in enumerate(
+        (
+            (["# ours", "", sender, agent, "bare-token-1"], "agent-token-1"),
+            (["bare-token-1", agent], "bare-token-1"),
+            ([sender], None),
+        )
+    ):
+        tokens.write_text("\n".join(lines))
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        development = Development(Config(service_auth=ServiceAuthSettings(token_file=tokens)), folder)
+        if token is None:
+            with pytest.raises(StartError, match="no service may attach"):
+                development.agent_token()
+        else:
+            assert development.agent_token() == token
+    assert Development(Config(), tmp_path).agent_token()
+
+
 async def test_an_agent_that_does_not_start_is_told_and_gone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    issuer = own_issuer(tmp_path)
-    development = Development(Config(user_tokens=(issuer,)), tmp_path)
-    assert issuer.key_file is not None
-    issuer.key_file.unlink()
+    development = Development(Config(), tmp_path)
     ops = OpsEdge(OpsSettings("127.0.0.1", 0), alive=lambda: True, ready=lambda: True)
     await ops.start()
     try:
         with pytest.raises(StartError) as caught:
-            await development.start(ops, 1, "127.0.0.1:1")
+            await development.start(ops, 1, "nowhere")
         assert str(caught.value) == "the demo agent did not start"
-        assert capfd.readouterr().err == "demo agent: DEMO_USER_TOKEN_KEY_FILE must be a readable file\n"
+        assert capfd.readouterr().err == "demo agent: endpoint is host:port or unix:/path\n"
         await development.close()
         await development.close()
     finally:

@@ -1,35 +1,44 @@
 """Runs the demo agent until SIGTERM, SIGINT, or the end of whoever holds the other end of its standard input."""
 
 import asyncio
+import logging
 import os
 import signal
 import stat
 import sys
 
-from agent import DemoAgent, Settings, SettingsError  # type: ignore[import-not-found] # beside this file
+from agent import make_agent  # type: ignore[import-not-found] # beside this file
 
+from sidecar_client import AsyncSidecarClient, SidecarError
+
+EXIT_UNAVAILABLE = 69
 EXIT_CONFIG = 78
+ATTACH_TIMEOUT_S = 15.0
+GRACE_S = 1.0
 
 
 async def main() -> int:
     """Serve; returns the exit code."""
-    try:
-        settings = Settings.from_environment(os.environ)
-    except SettingsError as problem:
-        print(f"demo agent: {problem}", file=sys.stderr)
-        return EXIT_CONFIG
+    logging.basicConfig(level=logging.INFO, format="demo agent: %(message)s")
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    agent = DemoAgent(settings)
     try:
-        port = await agent.start()
-        print(f"demo agent listening on http://{settings.url_host}:{port}", flush=True)
-        stop_with_parent(stopping)
-        await stopping.wait()
-    finally:
-        await agent.close()
+        client = AsyncSidecarClient()
+    except ValueError as problem:
+        print(f"demo agent: {problem}", file=sys.stderr)
+        return EXIT_CONFIG
+    try:
+        async with client, make_agent(client) as agent:
+            await agent.wait_attached(ATTACH_TIMEOUT_S)
+            print("demo agent attached", flush=True)
+            stop_with_parent(stopping)
+            await stopping.wait()
+            await agent.stop(grace_s=GRACE_S)
+    except SidecarError as refusal:
+        print(f"demo agent: not attached: {refusal.reason or refusal.code.name}", file=sys.stderr)
+        return EXIT_UNAVAILABLE
     return 0
 
 

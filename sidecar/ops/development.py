@@ -22,23 +22,24 @@ _STATIC: Final = {
     "/": ("index.html", "text/html"),
     "/demo.js": ("demo.js", "text/javascript"),
     "/connection.js": ("connection.js", "text/javascript"),
+    "/conversation.js": ("conversation.js", "text/javascript"),
+    "/elements.js": ("elements.js", "text/javascript"),
     "/tabs.js": ("tabs.js", "text/javascript"),
     "/demo.css": ("demo.css", "text/css"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 _POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self' {websocket} {agent}; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self' {websocket}; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class DevelopmentSite:
-    """What the demo page needs: where the WebSocket is (`ws://…/v1/connect`), where the demo agent is (`http://…`),
-    and what mints a user token for a subject (one identifier)."""
+    """What the demo page needs: where the WebSocket is (`ws://…/v1/connect`), and what mints a user token for a subject
+    (one identifier)."""
 
     websocket_url: str
-    agent_url: str
     mint_user_token: Callable[[str], str]
 
 
@@ -64,7 +65,7 @@ class DevelopmentPages:
         if not _from_own_page(request, hosts[0]):
             return _forbidden()
         if request.method == "GET" and path == "/dev/config":
-            return _json(200, {"websocket_url": self._site.websocket_url, "agent_url": self._site.agent_url})
+            return _json(200, {"websocket_url": self._site.websocket_url})
         if request.method == "POST" and path == "/dev/token":
             return await self._token(request)
         return not_found()
@@ -100,7 +101,7 @@ def _subject(body: bytes) -> str | None:
 
 
 def _page_headers(site: DevelopmentSite) -> dict[str, str]:
-    policy = _POLICY.format(websocket=_origin(site.websocket_url), agent=_origin(site.agent_url))
+    policy = _POLICY.format(websocket=_origin(site.websocket_url))
     return {
         "Content-Security-Policy": policy,
         "Cross-Origin-Opener-Policy": "same-origin",

@@ -4,187 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
-import shutil
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import AsyncIterator, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
 import pytest
-from playwright.async_api import (
-    Browser,
-    BrowserContext,
-    ConsoleMessage,
-    Page,
-    ViewportSize,
-    WebSocketRoute,
-    async_playwright,
-    expect,
-)
+from playwright.async_api import Browser, ViewportSize, WebSocketRoute, expect
 
-ROOT = Path(__file__).parents[2]
-CHROMIUM = shutil.which(os.environ.get("SIDECAR_TEST_CHROMIUM", "chromium"))
-CHROMIUM_FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-START_TIMEOUT_S = 30.0
-ANSWER_TIMEOUT_MS = 30_000
-WIDE: ViewportSize = {"width": 1280, "height": 800}
-NARROW: ViewportSize = {"width": 360, "height": 740}
+from tests.integration.demo_tabs import ANSWER_TIMEOUT_MS, NARROW, WIDE, Demo, Tab, browser, demo, open_tab
 
-# Records, from before the page's own scripts run, every text the answers ever showed and every frame that came in.
-RECORDER = """
-  window.seen = { texts: [], frames: [] };
-  const OwnWebSocket = WebSocket;
-  window.WebSocket = class extends OwnWebSocket {
-    constructor(...rest) {
-      super(...rest);
-      window.socket = this;
-      this.addEventListener("message", ({ data }) => window.seen.frames.push(JSON.parse(data)));
-    }
-  };
-  document.addEventListener("DOMContentLoaded", () => {
-    const look = () => {
-      const texts = document.querySelectorAll("[data-testid=answer-text]");
-      if (texts.length) window.seen.texts.push(texts[texts.length - 1].textContent);
-    };
-    new MutationObserver(look).observe(document.body, { childList: true, subtree: true });
-  });
-"""
+__all__ = ["browser", "demo"]
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
-
-
-class Demo(NamedTuple):
-    """A running `sidecar serve --dev`."""
-
-    url: str
-    audit_path: Path
-
-    def audit_records(self, event: str) -> list[dict[str, Any]]:
-        """The whole records of that event so far."""
-        *lines, _ = self.audit_path.read_text().split("\n")
-        return [record for record in map(json.loads, lines) if record["event"] == event]
-
-
-def lacking(what: str) -> NoReturn:
-    """Skip by name; fail where nothing may be skipped."""
-    if os.environ.get("SIDECAR_TEST_NO_SKIP") == "1":
-        pytest.fail(f"{what} is missing")
-    pytest.skip(f"{what} is missing")
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    folder = tmp_path_factory.mktemp("demo")
-    loopback = "127.0.0.1:0"
-    environment = os.environ | {
-        "SIDECAR_WEBSOCKET__LISTEN": loopback,
-        "SIDECAR_GRPC__LISTEN": loopback,
-        "SIDECAR_OPS__LISTEN": loopback,
-        "SIDECAR_AUDIT__PATH": str(folder / "audit.jsonl"),
-    }
-    command = [sys.executable, "-m", "sidecar", "serve", "--dev"]
-    with (folder / "errors").open("w+") as errors:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True, bufsize=1
-        )
-        try:
-            yield Demo(_page_url(process, folder / "errors"), folder / "audit.jsonl")
-        finally:
-            process.send_signal(signal.SIGTERM)
-            _, code = process.communicate(timeout=30), process.returncode
-        assert code == 0, (folder / "errors").read_text()
-
-
-def _page_url(process: subprocess.Popen[str], errors: Path) -> str:
-    """The address on the line `open http://…` of its output."""
-    assert process.stdout is not None
-    kill = threading.Timer(START_TIMEOUT_S, process.kill)
-    kill.start()
-    try:
-        for line in process.stdout:
-            if line.startswith("open http://127.0.0.1:"):
-                return line.removeprefix("open ").strip()
-    finally:
-        kill.cancel()
-    raise AssertionError(f"no page to open: {errors.read_text()}")
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    if CHROMIUM is None:
-        lacking("chromium")
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=CHROMIUM_FLAGS)
-        try:
-            yield browser
-        finally:
-            await browser.close()
-
-
-class Tab:
-    """One user's tab, and everything its browser complained about."""
-
-    def __init__(self, page: Page) -> None:
-        self.page = page
-        self.complaints: list[str] = []
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("console", self._note)
-
-    def __getitem__(self, test_id: str) -> Any:
-        return self.page.get_by_test_id(test_id)
-
-    def _note(self, message: ConsoleMessage) -> None:
-        if message.type == "error":
-            self.complaints.append(message.text)
-
-    async def open(self, url: str) -> None:
-        await self.page.add_init_script(RECORDER)
-        await self.page.goto(url)
-
-    async def connected(self) -> None:
-        await expect(self["state"]).to_have_attribute("data-state", "connected")
-
-    async def ask(self, question: str) -> None:
-        await self["question"].fill(question)
-        await self["ask"].click()
-
-    async def answered(self, count: int = 1) -> str:
-        """The last of so many finished answers."""
-        done = self.page.locator("[data-testid=answer][data-state=done]")
-        await expect(done).to_have_count(count, timeout=ANSWER_TIMEOUT_MS)
-        return str(await done.last.get_by_test_id("answer-text").text_content())
-
-    async def attack(self) -> tuple[str, str]:
-        """Press the button; the code and the reason shown."""
-        await self["attack-send"].click()
-        await expect(self["attack-code"]).to_be_visible()
-        return await self["attack-code"].text_content(), await self["attack-reason"].text_content()
-
-    async def frames(self, kind: str) -> list[dict[str, Any]]:
-        """The frames of a type that its sockets have received."""
-        frames = await self.page.evaluate("window.seen.frames")
-        return [frame for frame in frames if frame["type"] == kind]
-
-
-async def open_tab(context: BrowserContext, demo: Demo, user: str) -> Tab:
-    tab = Tab(await context.new_page())
-    await tab.open(f"{demo.url}?user={user}")
-    await tab.connected()
-    return tab
 
 
 async def test_two_users_chat_apart_and_cannot_reach_each_other(demo: Demo, browser: Browser, tmp_path: Path) -> None:
@@ -217,11 +49,12 @@ async def test_two_users_chat_apart_and_cannot_reach_each_other(demo: Demo, brow
 
 
 async def assert_streamed(tab: Tab, answer: str) -> None:
-    """The answer grew word by word, one message a word, sequences without holes, each acknowledged in the end."""
+    """The answer grew word by word, one chunk a word, sequences without holes, each acknowledged in the end."""
     words = answer.split(" ")[:-1]
     frames = await tab.frames("message")
-    assert [frame["data"]["text"] for frame in frames[:-1]] == [f"{word} " for word in words]
-    assert frames[-1]["event"] == "agent.done"
+    assert [frame["data"] for frame in frames[:-1]] == [f"{word} " for word in words]
+    assert [frame["stream"]["index"] for frame in frames] == list(range(len(frames)))
+    assert [frame["stream"]["state"] for frame in frames] == ["open"] * len(words) + ["end"]
     assert [frame["sequence"] for frame in frames] == list(range(1, len(words) + 2))
     steps = list(dict.fromkeys(await tab.page.evaluate("window.seen.texts")))
     assert len(steps) > len(words) // 2
@@ -245,7 +78,7 @@ async def assert_attack_fails(alice: Tab, bob: Tab, demo: Demo) -> None:
     await bob.ask("did anything come?")
     await bob.answered(2)
     frames = (await bob.frames("message"))[before:]
-    assert {frame["event"] for frame in frames} == {"agent.word", "agent.done"}
+    assert {frame["event"] for frame in frames} == {"agent.word"}
     assert len(demo.audit_records("isolation_violation")) == 2
 
 
@@ -315,11 +148,9 @@ async def test_follows_what_the_sidecar_announces(demo: Demo, browser: Browser) 
     refresh = await asyncio.wait_for(sent.get(), 10)
     assert (refresh["type"], refresh["token"].count(".")) == ("refresh", 2)
 
-    socket.send('{"type":"context_token","context_token":"renewed","expires_at":2}')
-    async with tab.page.expect_request("**/attack") as asking:
-        await tab["attack-send"].click()
-    assert (await asking.value).headers["x-context-token"] == "renewed"
-    await expect(tab["attack-reason"]).to_have_text("TOKEN_INVALID")
+    await tab.ask("are you there?")
+    asked = await asyncio.wait_for(sent.get(), 10)
+    assert (asked["type"], asked["event"], asked["data"]) == ("message", "ask", {"question": "are you there?"})
 
     socket.send('{"type":"later_invention"}')
     socket.send('{"type":"message","sequence":1,"id":"m","event":"news","content_type":"json","data":7}')
@@ -329,19 +160,24 @@ async def test_follows_what_the_sidecar_announces(demo: Demo, browser: Browser) 
 
     socket.send('{"type":"draining","reconnect_in_ms":20}')
     await socket.close(code=1012, reason="restart")
-    _, hello = await welcome("full", 4)
+    socket, hello = await welcome("full", 4)
     assert hello["resume"] == {"token": "resume_token-new", "last_sequence": 4, "attempt": 2}
+    assert await asyncio.wait_for(sent.get(), 10) == asked  # it had no answer
+    socket.send(json.dumps({"type": "error", "id": asked["id"], "reason": "NO_AGENT", "message": ""}))
+    await expect(tab["answer-note"]).to_have_text("NO_AGENT")
     await context.close()
 
 
-async def test_leaving_ends_the_context_at_once(demo: Demo, browser: Browser) -> None:
+async def test_a_further_tab_of_the_same_user_begins_anew(demo: Demo, browser: Browser) -> None:
+    """Contexts that were left behind wait, and give way to the user's new ones: nobody is locked out."""
     context = await browser.new_context()
-    for _ in range(7):  # of contexts that were only detached, the sixth and seventh would replace the first two
+    for _ in range(7):
         tab = await open_tab(context, demo, "frank")
+        (welcome,) = await tab.frames("welcome")
+        assert welcome["recovery"] == "new"
         await tab.page.close(run_before_unload=True)
     ended = [record["reason"] for record in demo.audit_records("context_closed") if record.get("user_id") == "frank"]
-    assert len(ended) >= 2
-    assert set(ended) == {"client_closed"}
+    assert set(ended) == {"replaced"}
     await context.close()
 
 

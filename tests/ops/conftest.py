@@ -32,6 +32,4 @@ async def make_edge() -> AsyncIterator[MakeEdge]:
 @pytest.fixture
 def site() -> DevelopmentSite:
     """A site whose tokens say whom they are for."""
-    return DevelopmentSite(
-        "ws://127.0.0.1:8080/v1/connect", "http://127.0.0.1:8090", lambda subject: f"token-of-{subject}"
-    )
+    return DevelopmentSite("ws://127.0.0.1:8080/v1/connect", lambda subject: f"token-of-{subject}")

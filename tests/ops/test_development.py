@@ -17,6 +17,8 @@ FILES = {
     "/": "text/html; charset=utf-8",
     "/demo.js": "text/javascript; charset=utf-8",
     "/connection.js": "text/javascript; charset=utf-8",
+    "/conversation.js": "text/javascript; charset=utf-8",
+    "/elements.js": "text/javascript; charset=utf-8",
     "/tabs.js": "text/javascript; charset=utf-8",
     "/demo.css": "text/css; charset=utf-8",
     "/icon.svg": "image/svg+xml",
@@ -50,7 +52,7 @@ async def test_serves_the_page_under_a_strict_policy(edge: OpsEdge, path: str, k
     assert (answer.status, answer.headers["content-type"]) == (200, kind)
     assert answer.headers["content-security-policy"] == (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-        "connect-src 'self' ws://127.0.0.1:8080 http://127.0.0.1:8090; "
+        "connect-src 'self' ws://127.0.0.1:8080; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     assert answer.headers["x-frame-options"] == "DENY"
@@ -153,10 +155,7 @@ async def test_what_the_browser_says_of_the_requests_site_counts(edge: OpsEdge, 
 async def test_the_page_learns_where_to_connect(edge: OpsEdge) -> None:
     answer = await request(edge.port, "GET", "/dev/config", [("Sec-Fetch-Site", "same-origin")])
     assert answer.headers["content-type"] == "application/json"
-    assert answer.json() == {
-        "websocket_url": "ws://127.0.0.1:8080/v1/connect",
-        "agent_url": "http://127.0.0.1:8090",
-    }
+    assert answer.json() == {"websocket_url": "ws://127.0.0.1:8080/v1/connect"}
 
 
 async def test_mints_for_any_identifier(edge: OpsEdge) -> None:

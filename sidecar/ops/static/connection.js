@@ -1,9 +1,9 @@
 /**
  * One connection context as its client sees it, over the subprotocol sidecar.v1.json: hello, cursor, acknowledgements,
- * renewed tokens, reconnects. Knows nothing of the page.
+ * renewed tokens, reconnects, messages and cancels of its own. Knows nothing of the page.
  *
- * Events, each a CustomEvent: `state` {state, text}, `welcome`, `message`, `gap` and `refused` (the frame), and `frame`
- * {direction, frame} for everything that crosses the socket.
+ * Events, each a CustomEvent: `state` {state, text}, `welcome`, `message`, `gap`, `accepted` and `refused` (the frame),
+ * and `frame` {direction, frame} for everything that crosses the socket.
  */
 
 const SUBPROTOCOL = "sidecar.v1.json";
@@ -13,6 +13,7 @@ const WELCOME_TIMEOUT_MS = 15_000;
 const STEADY_MS = 10_000;
 const ACK_DELAY_MS = 40;
 const GAVE_UP_WAITING = 3008;
+const LEFT_FOR_NOW = 3001;
 const FINAL_CODES = new Set([1000, 1002, 1003, 1007, 1009]);
 
 /** Whether a client comes back after this close code. */
@@ -25,7 +26,7 @@ export const backOffMs = (failures, random = Math.random) =>
 export class Connection extends EventTarget {
   connectionId = "";
   isolationKey = "";
-  contextToken = "";
+  connected = false;
 
   #url;
   #fetchToken;
@@ -40,6 +41,7 @@ export class Connection extends EventTarget {
   #sequence = 0;
   #acknowledged = 0;
   #acknowledging = false;
+  #asked = new Map();
 
   /** `fetchToken` gives a promise of a fresh user token; it is asked for one at every connect and refresh. */
   constructor(url, fetchToken) {
@@ -48,8 +50,29 @@ export class Connection extends EventTarget {
     this.#fetchToken = fetchToken;
   }
 
-  get connected() {
-    return this.contextToken !== "";
+  /** What another page needs to come back to this context, with `restore`; the token is a secret. */
+  get state() {
+    return { resume: this.#resume, attempt: this.#attempt, sequence: this.#sequence, asked: [...this.#asked.values()] };
+  }
+
+  /** Begin where another page was. Before `open`. */
+  restore({ resume, attempt, sequence, asked }) {
+    this.#resume = resume;
+    this.#attempt = attempt;
+    this.#sequence = sequence;
+    this.#asked = new Map(asked.map((frame) => [frame.id, frame]));
+  }
+
+  /** A message to the agents. It is sent again after a cut until it is answered: its id makes that safe. */
+  ask(id, event, data) {
+    const frame = { type: "message", id, event, data };
+    this.#asked.set(id, frame);
+    if (this.connected) this.#send(frame);
+  }
+
+  /** No more of the answer to that message. */
+  cancel(id) {
+    this.#send({ type: "cancel", id });
   }
 
   open() {
@@ -59,15 +82,14 @@ export class Connection extends EventTarget {
     this.#connect();
   }
 
-  /** Ends the context at once (close code 1000). */
-  close() {
+  /** Lets go of the socket; the context waits for whoever resumes it. */
+  leave() {
     this.#wanted = false;
     this.#forget();
-    this.#resume = null;
     const socket = this.#socket;
     this.#socket = null;
-    socket?.close(1000);
-    this.#say("closed", "closed");
+    socket?.close(LEFT_FOR_NOW);
+    this.#say("closed", "left");
   }
 
   async #connect() {
@@ -103,30 +125,34 @@ export class Connection extends EventTarget {
         return this.#advance(frame.sequence, "message", frame);
       case "gap":
         return this.#advance(frame.to, "gap", frame);
-      case "context_token":
-        this.contextToken = frame.context_token;
-        return;
+      case "accepted":
+        this.#asked.delete(frame.id);
+        return this.#tell("accepted", frame);
       case "token_expiring":
         return this.#refresh();
       case "draining":
         this.#announcedDelayMs = frame.reconnect_in_ms;
         return;
       case "error":
+        this.#asked.delete(frame.id);
         return this.#tell("refused", frame);
-      default: // a type of a later version: passed over
+      default: // what this page has no use for, such as a context token, and what comes with a later version
     }
   }
 
   #welcome(frame) {
     this.connectionId = frame.connection_id;
     this.isolationKey = frame.isolation_key;
-    this.contextToken = frame.context_token;
+    this.connected = true;
     this.#resume = frame.resume_token ?? null;
     this.#sequence = frame.sequence;
     this.#acknowledged = frame.sequence;
     this.#steadySince = performance.now() + STEADY_MS;
+    // Of another context than they were asked in, they would be asked twice.
+    if (frame.recovery !== "full" && frame.recovery !== "gap") this.#asked.clear();
     this.#say("connected", "connected");
     this.#tell("welcome", frame);
+    for (const asked of this.#asked.values()) this.#send(asked);
   }
 
   #advance(sequence, type, frame) {
@@ -171,12 +197,12 @@ export class Connection extends EventTarget {
     this.#later(delay, () => this.#connect());
   }
 
-  /** No timer outlives the socket it was set for, and the context token is not used while nobody is connected. */
+  /** No timer outlives the socket it was set for. */
   #forget() {
     for (const timer of this.#timers) clearTimeout(timer);
     this.#timers.clear();
     this.#acknowledging = false;
-    this.contextToken = "";
+    this.connected = false;
   }
 
   #later(delayMs, action) {

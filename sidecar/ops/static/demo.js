@@ -1,43 +1,23 @@
 /** The demo page: a conversation with the agent, a send with the wrong token, and a log of what crossed the socket. */
 
 import { Connection } from "./connection.js";
+import { Conversation } from "./conversation.js";
+import { element, followTheEnd, make } from "./elements.js";
 import { Tabs } from "./tabs.js";
 
 const IDENTIFIER = /^[A-Za-z0-9_.:@|-]{1,128}$/;
 const HUES = { alice: 175, bob: 55 };
 const MAX_LOG_ROWS = 300;
-const MAX_ENTRIES = 100;
+const VERDICT_TIMEOUT_MS = 10_000;
 const SUGGESTIONS = [
   "Why can nobody else see this answer?",
   "What is a context token?",
-  "What happens if my connection breaks?",
+  "What happens if I reload the page now?",
+  "What happens when I press stop?",
 ];
 
-const element = (id) => document.getElementById(id);
 const shorten = (text) => (text.length > 10 ? `${text.slice(0, 8)}…` : text);
 const capitalise = (text) => text.charAt(0).toUpperCase() + text.slice(1);
-
-/** A new element with a class, text and attributes; text is never read as markup. */
-const make = (tag, className, text = "", attributes = {}) => {
-  const made = document.createElement(tag);
-  made.className = className;
-  made.textContent = text;
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  return made;
-};
-
-/** Keeps a view at its end, however it or its content grows or shrinks, until somebody scrolls away from there. */
-const followTheEnd = (view) => {
-  let following = true;
-  const follow = () => {
-    if (following) view.scrollTop = view.scrollHeight;
-  };
-  view.addEventListener("scroll", () => {
-    following = view.scrollHeight - view.scrollTop - view.clientHeight < 48;
-  });
-  new ResizeObserver(follow).observe(view);
-  new MutationObserver(follow).observe(view, { childList: true, subtree: true, characterData: true });
-};
 
 const fetchJson = async (url, options) => {
   const response = await fetch(url, options);
@@ -45,122 +25,36 @@ const fetchJson = async (url, options) => {
   return { ok: response.ok, body };
 };
 
-const postJson = (url, body, headers = {}) =>
-  fetchJson(url, {
-    method: "POST",
-    headers: { "Content-Type": "application/json", ...headers },
-    body: JSON.stringify(body),
-  });
-
 /** A user token from the development site; a real page has it from its identity provider. */
 const mintUserToken = async (user) => {
-  const { ok, body } = await postJson("/dev/token", { sub: user });
+  const headers = { "Content-Type": "application/json" };
+  const { ok, body } = await fetchJson("/dev/token", { method: "POST", headers, body: JSON.stringify({ sub: user }) });
   if (!ok) throw new Error(body.error);
   return body.token;
 };
 
-/** The agent's own HTTP endpoint, asked as any existing service is: by the user's token, and the context's beside it. */
-class Agent {
-  #url;
+/** Asks the agent to send to another key, by the same socket as everything else; its answer is a verdict. */
+class Attacks {
   #connection;
-  #userToken;
+  #waiting = new Map();
 
-  constructor(url, connection, userToken) {
-    this.#url = url;
+  constructor(connection) {
     this.#connection = connection;
-    this.#userToken = userToken;
   }
 
-  ask(id, question) {
-    return this.#post("/ask", { id, question });
+  try(victimKey) {
+    const id = `a-${crypto.randomUUID()}`;
+    return new Promise((resolve) => {
+      this.#waiting.set(id, resolve);
+      setTimeout(() => this.verdict(id, { code: "UNREACHABLE", reason: "the demo agent does not answer" }), VERDICT_TIMEOUT_MS);
+      this.#connection.ask(id, "attack", { victim_isolation_key: victimKey });
+    });
   }
 
-  attack(victimKey) {
-    return this.#post("/attack", { victim_isolation_key: victimKey });
-  }
-
-  async #post(path, body) {
-    try {
-      return await postJson(this.#url + path, body, {
-        Authorization: `Bearer ${await this.#userToken()}`,
-        "X-Context-Token": this.#connection.contextToken,
-      });
-    } catch {
-      return { ok: false, body: { code: "UNREACHABLE", reason: "the demo agent does not answer" } };
-    }
-  }
-}
-
-/** Questions and the answers that grow below them. */
-class Conversation {
-  #view = element("messages");
-  #answers = new Map();
-
-  question(id, text) {
-    element("empty").hidden = true;
-    this.#append(make("div", "question", text, { "data-testid": "question-text" }));
-    this.#answer(id);
-  }
-
-  word(id, text, sequence) {
-    const answer = this.#answer(id);
-    answer.first ??= sequence;
-    answer.last = sequence;
-    answer.words += 1;
-    answer.text.append(make("span", "word", text));
-    answer.note.textContent = this.#range(answer);
-  }
-
-  done(id, sequence) {
-    const answer = this.#answer(id);
-    answer.last = sequence;
-    answer.note.textContent = this.#range(answer);
-    this.#finish(id, answer, "done");
-    element("announcer").textContent = answer.text.textContent;
-  }
-
-  failed(id, text) {
-    const answer = this.#answers.get(id);
-    if (!answer) return; // it was answered before
-    answer.note.textContent = text;
-    this.#finish(id, answer, "failed");
-  }
-
-  note(text) {
-    this.#append(make("p", "note", text, { role: "status" }));
-  }
-
-  /** The context has changed: what was still coming will not come any more. */
-  interrupt() {
-    for (const id of [...this.#answers.keys()]) this.failed(id, "interrupted: the connection context ended");
-  }
-
-  #answer(id) {
-    const known = this.#answers.get(id);
-    if (known) return known;
-    const entry = make("article", "answer", "", { "data-testid": "answer", "data-state": "open", "aria-busy": "true" });
-    const text = make("p", "text", "", { "data-testid": "answer-text" });
-    const note = make("p", "note mono", "waiting for the first word", { "data-testid": "answer-note" });
-    entry.append(text, note);
-    const answer = { entry, text, note, words: 0, first: null, last: null };
-    this.#answers.set(id, answer);
-    this.#append(entry);
-    return answer;
-  }
-
-  #finish(id, { entry }, state) {
-    this.#answers.delete(id);
-    entry.dataset.state = state;
-    entry.setAttribute("aria-busy", "false");
-  }
-
-  #range({ words, first, last }) {
-    return `${words} ${words === 1 ? "word" : "words"} · sequence ${first}–${last}`;
-  }
-
-  #append(entry) {
-    this.#view.append(entry);
-    while (this.#view.children.length > MAX_ENTRIES) this.#view.children[1].remove();
+  /** False when nobody waits for it. */
+  verdict(id, verdict) {
+    this.#waiting.get(id)?.(verdict);
+    return this.#waiting.delete(id);
   }
 }
 
@@ -187,7 +81,11 @@ class Log {
       case "welcome":
         return `${frame.recovery} · connection ${shorten(frame.connection_id)} · key ${shorten(frame.isolation_key)} · context token`;
       case "message":
-        return `${frame.sequence} ${frame.event ?? ""} ${JSON.stringify(frame.data.text ?? frame.data)}`;
+        if (frame.sequence === undefined) return `${frame.event} ${this.#said(frame.data)}`;
+        return `${frame.sequence} ${frame.event ?? ""} ${this.#chunk(frame.stream)}${frame.data === null ? "" : JSON.stringify(frame.data)}`;
+      case "accepted":
+      case "cancel":
+        return shorten(frame.id);
       case "gap":
         return `${frame.from}–${frame.to} ${frame.reason}`;
       case "close":
@@ -198,19 +96,27 @@ class Log {
         return String(frame.sequence ?? frame.expires_at ?? frame.reconnect_in_ms ?? "");
     }
   }
+
+  #said({ question, victim_isolation_key: key }) {
+    return question === undefined ? `key ${shorten(key)}` : JSON.stringify(question);
+  }
+
+  #chunk(stream) {
+    return stream ? `[${stream.index} ${stream.state}] ` : "";
+  }
 }
 
 /** The card from which this tab tries to reach another one's context with its own token. */
 class AttackCard {
   #tabs;
   #user;
-  #agent;
+  #attacks;
   #edited = false;
 
-  constructor(user, tabs, agent) {
+  constructor(user, tabs, attacks) {
     this.#user = user;
     this.#tabs = tabs;
-    this.#agent = agent;
+    this.#attacks = attacks;
     tabs.addEventListener("change", () => this.#offer());
     element("attack-key").addEventListener("input", () => {
       this.#edited = element("attack-key").value !== "";
@@ -247,42 +153,74 @@ class AttackCard {
     const result = element("attack-result");
     const key = element("attack-key").value.trim();
     result.replaceChildren(make("p", "hint", "asking the agent…"));
-    const { body } = await this.#agent.attack(key);
-    const delivered = body.code === "OK";
+    const { code, reason } = await this.#attacks.try(key);
+    const delivered = code === "OK";
     const verdict = make("div", delivered ? "verdict ok" : "verdict");
     verdict.append(
       make("p", "visually-hidden", "The sidecar answered:"),
-      make("p", "code mono", body.code, { "data-testid": "attack-code" }),
-      make("p", "reason mono", body.reason ?? "", { "data-testid": "attack-reason" }),
-      make("p", "meaning", this.#meaning(body), { "data-testid": "attack-meaning" }),
+      make("p", "code mono", code, { "data-testid": "attack-code" }),
+      make("p", "reason mono", reason, { "data-testid": "attack-reason" }),
+      make("p", "meaning", this.#meaning(code, reason), { "data-testid": "attack-meaning" }),
     );
     result.replaceChildren(verdict);
   }
 
-  #meaning({ code, reason }) {
+  #meaning(code, reason) {
     if (reason === "ISOLATION_VIOLATION") return "The sidecar refused it, delivered nothing, and wrote it to the audit trail.";
     if (code === "OK") return "Delivered: this is the key of this very tab.";
     return "The send was not made.";
   }
 }
 
+/** What a page leaves for the one that is loaded after it in this tab, and only for that: it is taken, not read. */
+class Luggage {
+  #name;
+
+  constructor(user) {
+    this.#name = `ws-sidecar-demo:${user}`;
+  }
+
+  pack(state) {
+    sessionStorage.setItem(this.#name, JSON.stringify(state));
+  }
+
+  unpack() {
+    const packed = sessionStorage.getItem(this.#name);
+    sessionStorage.removeItem(this.#name); // a tab that is duplicated begins anew, it does not take this one's place
+    return packed && JSON.parse(packed);
+  }
+}
+
+const takeMessage = (conversation, attacks, { event, reply_to: id, stream, data, sequence }) => {
+  if (event === "agent.word" && stream?.state === "open") conversation.word(id, data, sequence);
+  else if (event === "agent.word" && stream?.state === "end") conversation.done(id, sequence);
+  else if (event === "agent.word") conversation.failed(id, "the agent gave up");
+  else if (event === "agent.stopped") conversation.stopped(id, data.words);
+  else if (event === "agent.verdict") attacks.verdict(id, data);
+  else conversation.note(`${event ?? "message"}: ${JSON.stringify(data)}`);
+};
+
 const start = async (user) => {
   const { body: config } = await fetchJson("/dev/config");
   const connection = new Connection(config.websocket_url, () => mintUserToken(user));
-  const agent = new Agent(config.agent_url, connection, () => mintUserToken(user));
+  const attacks = new Attacks(connection);
   const conversation = new Conversation();
   const tabs = new Tabs(user);
   const log = new Log();
+  const luggage = new Luggage(user);
   for (const id of ["messages", "log"]) followTheEnd(element(id));
-  new AttackCard(user, tabs, agent);
+  new AttackCard(user, tabs, attacks);
 
-  const ask = async (question) => {
+  const ask = (question) => {
     const id = `q-${crypto.randomUUID()}`;
     conversation.question(id, question);
-    const { ok, body } = await agent.ask(id, question);
-    if (!ok) conversation.failed(id, [body.code, body.reason].filter(Boolean).join(" · "));
+    connection.ask(id, "ask", { question });
   };
 
+  conversation.addEventListener("stop", ({ detail: id }) => {
+    conversation.stopping(id);
+    connection.cancel(id);
+  });
   connection.addEventListener("state", ({ detail: { state, text } }) => {
     element("state").dataset.state = state;
     element("state").textContent = text;
@@ -296,10 +234,10 @@ const start = async (user) => {
     tabs.announce(frame.isolation_key);
     if (frame.recovery === "new" || frame.recovery === "denied") conversation.interrupt();
   });
-  connection.addEventListener("message", ({ detail: frame }) => {
-    if (frame.event === "agent.word") conversation.word(frame.reply_to, frame.data.text, frame.sequence);
-    else if (frame.event === "agent.done") conversation.done(frame.reply_to, frame.sequence);
-    else conversation.note(`${frame.event ?? "message"}: ${JSON.stringify(frame.data)}`);
+  connection.addEventListener("message", ({ detail: frame }) => takeMessage(conversation, attacks, frame));
+  connection.addEventListener("refused", ({ detail: { id, reason } }) => {
+    if (!id || attacks.verdict(id, { code: "REFUSED", reason })) return;
+    conversation.failed(id, reason);
   });
   connection.addEventListener("gap", ({ detail: { from, to, reason } }) =>
     conversation.note(`messages ${from}–${to} could not be kept (${reason})`),
@@ -320,8 +258,20 @@ const start = async (user) => {
     element("suggestions").append(item);
   }
 
-  addEventListener("pagehide", () => connection.close());
-  addEventListener("pageshow", ({ persisted }) => persisted && connection.open());
+  addEventListener("pagehide", () => {
+    connection.leave();
+    luggage.pack({ connection: connection.state, conversation: conversation.state });
+  });
+  addEventListener("pageshow", ({ persisted }) => {
+    if (!persisted) return;
+    luggage.unpack(); // this page has it all
+    connection.open();
+  });
+  const left = luggage.unpack();
+  if (left) {
+    conversation.restore(left.conversation);
+    connection.restore(left.connection);
+  }
   connection.open();
 };
 
