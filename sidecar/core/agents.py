@@ -298,7 +298,7 @@ class AgentRegistry:
         if not able:
             return
         worker = queue.worker = max(able, key=lambda each: _weight(queue.isolation_key, each.worker_id))
-        worker.queues.add(queue)
+        worker.queues[queue] = None
         if queue.waiting:
             worker.ready[queue] = None
             worker.wake()
@@ -306,7 +306,7 @@ class AgentRegistry:
     def _move(self, service: _Service, queue: ContextQueue, former: AgentWorker) -> None:
         """Take a context from its worker; what that was sent and did not acknowledge is sent again, marked."""
         queue.worker = None
-        former.queues.discard(queue)
+        former.queues.pop(queue, None)
         former.ready.pop(queue, None)
         for delivery_id in queue.deliveries:
             former.sent.pop(delivery_id, None)
@@ -355,7 +355,7 @@ class AgentRegistry:
             service.queues.pop(queue.isolation_key, None)
             service.ended.pop(queue, None)
             if queue.worker is not None:
-                queue.worker.queues.discard(queue)
+                queue.worker.queues.pop(queue, None)
 
     def _forget_ended(self, service: _Service, now: float) -> None:
         while service.ended:

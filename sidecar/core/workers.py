@@ -63,7 +63,7 @@ class AgentWorker:
         self.ack_timeout_s = ack_timeout_s
         self.wake = wake
         self.late = False
-        self.queues: set[ContextQueue] = set()
+        self.queues: dict[ContextQueue, None] = {}
         self.ready: OrderedDict[ContextQueue, None] = OrderedDict()
         """The contexts with something to send, in turn."""
         self.sent: dict[str, Delivery] = {}

@@ -233,9 +233,22 @@ def test_a_worker_that_never_acknowledges_starves_nobody(agents: Agents) -> None
     good = agents.attach(ack_timeout_s=10.0)
     agents.tick(10.0)
     assert sorted(agents.told(good)) == sorted(f"{'*' if number < 3 else ''}user-{number} m" for number in range(10))
-    agents.say(agents.context("newcomer"))  # nor is it given anybody new
-    assert agents.told(good) == ["newcomer m"]
+    agents.registry.credit(bad, 1_000)
+    for number in range(10):
+        agents.say(agents.context(f"newcomer-{number}"))  # nor is it given anybody new
+    assert len(agents.take(good)) == 10
     assert not bad.queues
+
+
+def test_a_time_out_moves_a_context_though_no_worker_acknowledges(agents: Agents) -> None:
+    workers = [agents.attach(ack_timeout_s=10.0) for _ in range(3)]
+    agents.say(agents.context())
+    former: set[int] = set()
+    for _ in range(10):
+        (now,) = (place for place, worker in enumerate(workers) if agents.take(worker))
+        assert now not in former
+        former = {now}
+        agents.tick(10.0)
 
 
 def test_a_worker_that_gives_no_credit_is_not_chosen_while_another_does(agents: Agents) -> None:

@@ -162,9 +162,9 @@ class AgentsMachine(RuleBasedStateMachine):
         assert len(queues) == len(set(queues))
         for worker in self.credits:
             assert all(queue.worker is worker for queue in worker.queues)
-            assert set(worker.ready) <= worker.queues
+            assert set(worker.ready) <= worker.queues.keys()
             assert all(queue.waiting for queue in worker.ready)
-            assert {delivery.queue for delivery in worker.sent.values()} <= worker.queues
+            assert {delivery.queue for delivery in worker.sent.values()} <= worker.queues.keys()
 
     @invariant()
     def what_waits_is_with_a_worker_if_there_is_one(self) -> None:
