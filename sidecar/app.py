@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import math
 import os
 import resource
 import secrets
@@ -77,6 +78,7 @@ class Sidecar:
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
+        self._grace_ends = math.inf
         self.drained = asyncio.Event()
         """Set once a drain has sent the last client away."""
         clock = self._clock = SystemClock()
@@ -148,12 +150,17 @@ class Sidecar:
             settings = self._config.drain
             window_s = settings.window_s if window_s is None else window_s
             self._ready = False
+            self._grace_ends = self._clock.monotonic() + settings.grace_s
             self.factory.draining = True
             self.rpc.stop_serving()
             self.audit.record(AuditEvent.SIDECAR_DRAINING, connections=sockets, window_s=window_s)
             logger.info("draining", connections=sockets, window_s=window_s)
             self._draining = asyncio.create_task(self._send_clients_away(window_s))
         return sockets
+
+    def grace_left_s(self) -> float:
+        """How many seconds of the grace are left, once it drains."""
+        return max(self._grace_ends - self._clock.monotonic(), 0.0)
 
     def hurry(self) -> None:
         """Whoever wants the stop wants it now: the sockets that are left close at once."""
@@ -336,7 +343,7 @@ async def _serve(sidecar: Sidecar, development: Development | None) -> int:
         print(development.announcement(), flush=True)  # noqa: T201 - what a person at a terminal is to open
     await sidecar.drained.wait()
     # A disk that hangs must not keep the process beyond its grace: what is left then is left as a crash leaves it.
-    last_resort = threading.Timer(CLOSING_S, os._exit, (1,))
+    last_resort = threading.Timer(sidecar.grace_left_s(), os._exit, (1,))
     last_resort.daemon = True
     last_resort.start()
     await sidecar.stop()

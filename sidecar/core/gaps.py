@@ -79,9 +79,9 @@ class Gaps:
         self._forget(cursor)
         return hole
 
-    def dig(self, sequence: int, reason: GapReason, cursor: int) -> None:
-        """`sequence` is not kept any more. Unwritten it is lost; written, its client may have it."""
-        holes, lost = self._holes, sequence > cursor
+    def dig(self, sequence: int, reason: GapReason, cursor: int, written: int) -> None:
+        """`sequence` is not kept any more. Unwritten it is lost; up to `written`, its client may have it."""
+        holes, lost = self._holes, sequence > written
         if holes and holes[-1].last == sequence - 1 and holes[-1].reason is reason:
             # The usual case, a full outbox whose oldest give way: the last run grows.
             last = holes[-1]

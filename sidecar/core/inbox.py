@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from sidecar.core.errors import SidecarError
 
 INBOUND_WINDOW: Final = 1_024
+MAX_REPEATS: Final = 16
+"""Repeats of one message that may wait for the store to answer the first."""
 
 Answer = Callable[["SidecarError | None", bool], None]
 """Called once with (error, duplicate): the message is queued, was before, or is refused and nothing is kept."""

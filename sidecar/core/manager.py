@@ -389,7 +389,7 @@ class IsolatedWebSocketManager:
         if message.min_durability > self._store.durability:
             raise FailedPrecondition(ErrorReason.DURABILITY_UNAVAILABLE)
         if message.stream is not None:
-            known = self._recall_chunk(message, message.stream)
+            known = self._recall_chunk(message, message.stream, at)
         else:
             known = self._recall(message, at) if message.message_id else None
         if known is not None:
@@ -434,7 +434,7 @@ class IsolatedWebSocketManager:
             self.lifecycle.look_by(entry.expires_at)
         stream, identity, pending = message.stream, None, None
         entry.stream = stream
-        if message.message_id and stream is None:
+        if message.message_id and (stream is None or not stream.position):
             identity = MessageIdentity(message.message_id, fingerprint(message))
         if not self._store.append(self.isolation_key, self.epoch, entry, identity, at, self._confirmed):
             pending = PendingReceipt()
@@ -632,21 +632,29 @@ class IsolatedWebSocketManager:
                 streams.silenced(silent.place.stream_id)
         return streams.next_silence(timeout_s)
 
-    def _recall_chunk(self, message: Message, place: StreamPlace) -> Receipt | PendingReceipt | None:
+    def _recall_chunk(self, message: Message, place: StreamPlace, at: Instant) -> Receipt | PendingReceipt | None:
         known = self.conversation.streams.admit(place, message.reply_to)
         if known is None:
-            return None
+            # The first chunk of a stream that is forgotten by now is a repeat all the same, where it has an id.
+            return self._recall(message, at) if message.message_id and not place.position else None
         if known.pending is not None:
             return known.pending.as_duplicate()
-        state = self.outbox.state_of(known.sequence) if known.sequence else DeliveryState.ACKNOWLEDGED
-        message_id = message.message_id or f"{self._message_id_prefix}{known.sequence}"
+        state = self.outbox.state_of(known.sequence) if known.sequence else self._state_of_forgotten(place)
+        message_id = message.message_id or (f"{self._message_id_prefix}{known.sequence}" if known.sequence else "")
         return Receipt(message_id, known.sequence, state, self._store.durability, 0, True, known.accepted.unix)
+
+    def _state_of_forgotten(self, place: StreamPlace) -> DeliveryState:
+        """Of a chunk whose sequence is not known any more: acknowledged, where all that it may have been is."""
+        oldest = self.conversation.streams.oldest(place.stream_id)
+        acknowledged = not self.outbox.entries or 0 < oldest <= self.outbox.acknowledged
+        return DeliveryState.ACKNOWLEDGED if acknowledged else DeliveryState.QUEUED
 
     def _take_chunk(self, message: Message, place: StreamPlace, chunk: Chunk) -> None:
         self.conversation.streams.taken(place, message.reply_to, message.event_type, chunk)
         if place.state is StreamState.OPEN:
             self.lifecycle.look_by(chunk.accepted.monotonic + self._resources.limits.stream_idle_timeout_s)
-        self._store.changed(self.isolation_key)
+        if place.state is not StreamState.OPEN or not place.position:  # each chunk's row carries its place
+            self._store.changed(self.isolation_key)
 
     # Ends
 

@@ -219,7 +219,7 @@ class Outbox:
         written = max(self.cursor, self.uncertain)
         if entry.sequence > written:
             self._lose(entry.sequence, entry.sequence)
-        self._gaps.dig(entry.sequence, reason, written)
+        self._gaps.dig(entry.sequence, reason, self.cursor, written)
         self._compact()
 
     def announced(self, hole: Hole) -> None:

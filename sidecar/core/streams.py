@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 MAX_OPEN: Final = 256
 MAX_REMEMBERED: Final = 256
 """Streams that are over, streams and messages that were cancelled: so many each, the latest."""
+MAX_STORED_ENDED: Final = 64
+"""How many of the streams that are over a store keeps: it writes them anew whenever the context's state changes."""
 MAX_CHUNKS: Final = 1_024
 """How many of a stream's last chunks a repeat finds its receipt of."""
 
@@ -167,6 +169,11 @@ class ResponseStreams:
                 told.append(("", message_id))
         return told
 
+    def oldest(self, stream_id: str) -> int:
+        """The sequence of the oldest chunk of a stream that is remembered; 0 for none."""
+        stream = self._find(stream_id)
+        return stream.chunks[0].sequence if stream is not None and stream.chunks else 0
+
     def next_silence(self, timeout_s: float) -> float:
         """When the stream that is silent longest is to be ended; inf for never."""
         return min((stream.silent_since for stream in self._open.values()), default=inf) + timeout_s
@@ -187,7 +194,7 @@ class ResponseStreams:
 
     def stored(self) -> tuple[StoredStream, ...]:
         """Every stream that is remembered, and what was cancelled before it began."""
-        known = (*self._ended.values(), *self._open.values())
+        known = (*list(self._ended.values())[-MAX_STORED_ENDED:], *self._open.values())
         streams = [StoredStream(s.stream_id, s.next_index - s.silenced, s.over, s.cancelled, s.reply_to) for s in known]
         named = {stream.stream_id for stream in known}
         streams += [StoredStream(name, 0, True, True, "") for name in self._cancelled_streams if name not in named]

@@ -51,15 +51,23 @@ class Parses(Protocol):
 class CallFacts:
     """What a handler may know of its call beside the request: the tokens in its metadata, and who is calling."""
 
-    __slots__ = ("call", "grant", "method", "service")
+    __slots__ = ("call", "grant", "leave", "method", "service")
 
     def __init__(self, call: Call, method: str) -> None:
         self.call = call
         self.method = method
+        self.leave: Callable[[], None] | None = None
+        """Gives the call's place back; None once that is done."""
         self.service: Any = None
         """The service that calls, once it has proved its name."""
         self.grant: Any = None
         """The verified context token, once there is one; for the record of a refusal."""
+
+    def step_aside(self) -> None:
+        """Give the call's place to others: it only waits from here on, and what it waits in has a bound of its own."""
+        leave, self.leave = self.leave, None
+        if leave is not None:
+            leave()
 
     def token(self, key: str) -> str | None:
         """The value of that metadata key; None when absent. Sent twice it counts as not valid."""
@@ -94,14 +102,20 @@ class Boundary:
         request_type: Parses,
         behaviour: UnaryBehaviour,
         authenticate: Callable[[CallFacts], object] | None = None,
+        *,
+        always: bool = False,
     ) -> Handler:
-        """A unary handler on bytes. `authenticate` comes before the behaviour, and before a large request is read."""
+        """A unary handler on bytes. `authenticate` comes before the behaviour, and before a large request is read.
+
+        `always`: also when all places are taken; for what operators and orchestrators must be answered.
+        """
         parse = request_type.FromString
 
         async def handle(data: bytes, call: Call) -> bytes:
             facts = CallFacts(call, method)
             try:
-                self._enter()
+                self._enter(always=always)
+                facts.leave = self._leave
                 try:
                     if authenticate is not None and len(data) > UNREAD_BYTES:
                         authenticate(facts)
@@ -110,7 +124,7 @@ class Boundary:
                         authenticate(facts)
                     response = await behaviour(request, facts)
                 finally:
-                    self._leave()
+                    facts.step_aside()
                 return response.SerializeToString()
             except Exception as error:  # noqa: BLE001 - nothing may pass: grpc would send its text
                 return await self._refuse(facts, error)
@@ -150,8 +164,8 @@ class Boundary:
         except Exception as error:  # noqa: BLE001 - nothing may pass: grpc would send its text
             await self._refuse(facts, error)
 
-    def _enter(self) -> None:
-        if self.active_calls >= self._max_concurrent_calls:
+    def _enter(self, *, always: bool = False) -> None:
+        if self.active_calls >= self._max_concurrent_calls and not always:
             raise ResourceExhausted(ErrorReason.RATE_LIMITED, retry_after_s=1.0)
         self.active_calls += 1
         self.idle.clear()

@@ -246,7 +246,9 @@ class DeliverStream:
     def _keep_closed(self, lane: Lane) -> None:
         """Numbers go on in a lane that is closed; so many such lanes are remembered, the latest."""
         if len(self._closed) >= MAX_LANES:
-            del self._closed[next(iter(self._closed))]
+            # One that still owes receipts stays before one that does not: they must not mingle with its next ones.
+            idle = (number for number, closed in self._closed.items() if not closed.waiting)
+            del self._closed[next(idle, next(iter(self._closed)))]
         self._closed[lane.number] = lane
 
     def _closed_lane(self, number: int) -> Lane:

@@ -84,7 +84,7 @@ class DeliveryMethods:
         if not isinstance(receipt, Receipt):
             receipt = await settled(receipt)
         if wait_s is not None:
-            receipt = await self._waits.outcome(manager, receipt, wait_s)
+            receipt = await self._waits.outcome(manager, receipt, wait_s, facts)
         response = pb.SendToUserResponse()
         fill_receipt(response.receipt, receipt)
         return response
@@ -104,7 +104,7 @@ class DeliveryMethods:
             field, description = error.violations[0]
             raise BadRequest(_EVENT_FIELDS.get(field, field), description) from None
         if wait_s is not None:
-            receipt = await self._waits.outcome(manager, receipt, wait_s)
+            receipt = await self._waits.outcome(manager, receipt, wait_s, facts)
         response = pb.EmitCriticalEventResponse()
         fill_receipt(response.receipt, receipt)
         return response

@@ -37,7 +37,7 @@ class Health:
         """The methods of grpc.health.v1.Health on raw bytes."""
         request_type = health_pb2.HealthCheckRequest
         return {
-            "Check": boundary.unary("Check", request_type, self._check),
+            "Check": boundary.unary("Check", request_type, self._check, always=True),
             "Watch": boundary.server_stream("Watch", request_type, self._watch),
         }
 

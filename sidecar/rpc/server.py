@@ -253,7 +253,7 @@ class RpcEdge:
         }
         tail = self._boundary.server_stream("TailAuditLog", pb.TailAuditLogRequest, self._tail)
         return {"TailAuditLog": tail} | {
-            name: unary(name, *handler, methods.authorize) for name, handler in handlers.items()
+            name: unary(name, *handler, methods.authorize, always=True) for name, handler in handlers.items()
         }
 
     async def _tail(self, _request: Message, _call: Call, facts: CallFacts) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from sidecar.core.close_codes import Close
+from sidecar.core.gaps import MAX_HOLES
 from sidecar.core.limits import Limits
 from sidecar.core.manager import IsolatedWebSocketManager
-from sidecar.core.message import DeliveryState
+from sidecar.core.message import DeliveryState, Receipt, StreamPlace, StreamState
 from sidecar.core.outbox import OutboxLimits
+from sidecar.core.stored import RestoredContext, StoredMessage, StoredState
+from sidecar.core.streams import MAX_REMEMBERED
 from tests.support.core import Core
-from tests.support.doubles import RecordingSocket
+from tests.support.doubles import LaterStore, RecordingSocket
 
 
 def back(core: Core, manager: IsolatedWebSocketManager, position: int, *, paused: bool = False) -> RecordingSocket:
@@ -120,3 +123,39 @@ def test_activity_while_away_counts_from_its_own_time() -> None:
     assert not manager.ended
     core.run(1)
     assert manager.ended
+
+
+def test_the_first_chunk_of_a_forgotten_stream_is_a_repeat_by_its_id() -> None:
+    core = Core()
+    manager, _ = core.connect()
+
+    def first(stream_id: str, message_id: str) -> Receipt:
+        place = StreamPlace(stream_id, 0, StreamState.END)
+        return core.send(manager, b"1", message_id, stream=place)
+
+    one = first("s-0", "m-0")
+    for number in range(1, MAX_REMEMBERED + 2):
+        first(f"s-{number}", f"m-{number}")
+    again = first("s-0", "m-0")
+    assert (again.duplicate, again.sequence) == (True, one.sequence)
+
+
+def test_more_gaps_than_are_remembered_keep_their_reason_while_they_are_to_be_announced() -> None:
+    store = LaterStore()
+    core = Core(store=store)
+    kept = core.create()
+    now = core.clock.time()
+    messages = [
+        StoredMessage(number, b"message %d m {}" % number, 300, now + 1.0 + number % 2 * 50, False, now, None)
+        for number in range(1, 3 * MAX_HOLES)
+    ]
+    (stored,) = store.created
+    kept.end("over", None, core.clock.now())
+    state = StoredState(0, 0, len(messages), (), (), -1, 0.0)
+    context = core.contexts.restore_context(stored)
+    restored = RestoredContext(stored, state, messages)
+    manager = core.factory.restore_manager(context, core.encoder, restored, core.clock.now())
+    core.clock.advance(10.0)
+    socket = back(core, manager, 0)
+    assert socket.frames[1] == core.encoder.gap(2, 2, "expired")
+    assert b"lost" not in b"".join(socket.frames)
