@@ -258,6 +258,19 @@ async def test_a_service_that_loses_its_rights_is_detached(
     assert len(await following.records(event)) == 1
 
 
+async def test_a_worker_that_does_not_read_is_detached_all_the_same(following: Rig, services: Services) -> None:
+    """Its stream may hang in a write; what it held does not wait for that."""
+    stalled = await attached(following, token=OTHER)
+    for number in range(40):
+        assert say(following, following.alice, f"m-{number}", payload=b'"%s"' % (b"x" * 60_000)) is None
+    other = await attached(following, registration("other", ("default", "else")), token=OTHER)
+    services.follow(token="a-token-that-nobody-has")
+    following.tick(1.0)
+    assert summary(await ended_with(other.call)) == TOKEN_INVALID  # by then the loop has turned often enough
+    assert len(following.factory.agents) == 0
+    stalled.call.cancel()
+
+
 async def test_a_service_that_keeps_what_it_subscribed_to_stays(following: Rig, services: Services) -> None:
     worker = await attached(following, registration("support", ("default", "")), token=OTHER)
     services.follow(tenants=["default"])
