@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.api.v1 import agent_service_pb2 as pb
-from sidecar.api.v1 import delivery_service_pb2, types_pb2
+from sidecar.api.v1 import context_service_pb2, delivery_service_pb2, types_pb2
 from sidecar.core.close_codes import CloseCode, catalogued
 from sidecar.core.errors import ErrorReason
 from sidecar.core.identity import Scope
@@ -169,6 +169,18 @@ async def test_one_token_a_context_until_half_of_its_life_is_over(rig: Rig) -> N
         ("default", " ".join(sorted(scope.value for scope in Scope)))
     }
     assert rig.tokens.verify(renewed.context_token).token_id == records[-1]["token_id"]
+
+
+async def test_a_token_that_was_revoked_is_handed_out_no_more(rig: Rig) -> None:
+    """By whoever held it; the next event would have come with a token that answers nobody."""
+    worker = await attached(rig)
+    say(rig, rig.alice, "m-1")
+    token = (await worker.event()).context_token
+    request = context_service_pb2.RevokeContextTokenRequest()
+    await rig.context.RevokeContextToken(request, metadata=(("x-context-token", token),))
+    say(rig, rig.alice, "m-2")
+    another = (await worker.event()).context_token
+    await rig.unary(Attempt(rig.alice.key, another, types_pb2.Message(payload=b"1")))
 
 
 async def test_each_worker_is_minted_what_its_own_service_token_allows(make_rig: MakeRig) -> None:
