@@ -222,6 +222,24 @@ async def test_agents_serve_on_while_the_sidecar_drains(tmp_path: Path) -> None:
             assert summary(await ended_with(agent.call)) == Refused("UNAVAILABLE", "DRAINING", retry_s=5.0)
 
 
+async def test_an_agent_that_is_frozen_holds_up_no_stop(tmp_path: Path) -> None:
+    """Nothing that is written to it ends, and so its stream does not either."""
+    with running_sidecar(tmp_path) as sidecar:
+        async with agent(sidecar, ack_every=1) as frozen, sidecar.user("alice") as alice:
+            await alice.socket.send('{"type":"message","id":"m","data":0}')
+            assert (await alice.frame())["id"] == "m"
+            await frozen.listen(count=1)
+            frozen.process.send_signal(signal.SIGSTOP)
+            for number in range(40):
+                message = {"type": "message", "id": f"m-{number}", "data": "x" * 20_000}
+                await alice.socket.send(json.dumps(message))
+                while (answer := await alice.frame())["type"] == "message":
+                    pass
+                assert answer == {"type": "accepted", "id": f"m-{number}"}
+            sidecar.process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(sidecar.process.wait, 20) == 0
+
+
 async def stays(*users: User) -> User:
     """Whoever is left once the first was sent away."""
     leaving = {asyncio.create_task(user.socket.wait_closed()): user for user in users}
