@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -36,22 +36,23 @@ SHORTEST: Final = 0.8
 """Windows whose median pace is below this share of the rate fail the run: it was another load."""
 
 PROBE_S, HOLD_S = 3.0, 30.0
-QUICK_PROBE_S, QUICK_HOLD_S = 0.5, 3.0
+QUICK_PROBE_S, QUICK_HOLD_S = 0.25, 3.0
 FIRST, STEP_UP, STEP_DOWN = 0.35, 1.1, 0.9
-"""The first rate, of what the CPU without acknowledgements would allow; then up, and down to below the last good one."""
+"""The first rate, of what the CPU without acknowledgements allows; then up, and down to below the last good one."""
 SATURATED: Final = 0.97
 """The share of its core that a server with nothing to spare takes."""
 
 LATE_S: Final = 1.0
-STEPS, QUICK_STEPS, HOLDS = 20, 2, 6
+STEPS, QUICK_STEPS, HOLDS = 20, 0, 6
 
 
 class Held(NamedTuple):
-    """How a rate went."""
+    """How a rate went. The shares are of a core each, the server's and the load's."""
 
     rate: float
     reached: float
     share: float
+    load_share: float
     p50_s: float
     p99_s: float
 
@@ -71,7 +72,7 @@ class Tokens:
     arrivals: Arrivals
     frames: TokenFrames
     rounds: int = 0
-    frames_written: int = field(default=0)
+    frames_written: int = 0
 
     @property
     def users(self) -> int:
@@ -99,10 +100,11 @@ class Tokens:
 
     async def hold(self, rate: float, seconds: float) -> Held:
         """The same, to see how it goes."""
+        before = time.process_time()
         measured = await self.measure(rate, seconds)
         waits = sorted(measured.latencies_s)
-        share = measured.cpu_s / measured.wall_s
-        return Held(rate, measured.rate, share, quantile(waits, 0.5), quantile(waits, 0.99))
+        share, load_share = measured.cpu_s / measured.wall_s, (time.process_time() - before) / measured.wall_s
+        return Held(rate, measured.rate, share, load_share, quantile(waits, 0.5), quantile(waits, 0.99))
 
     async def _write(self, messages: int, rate: float) -> None:
         """What is due goes out; what should have gone before goes with it."""
@@ -195,7 +197,8 @@ def _told(what: str, held: Held, lost: Held, hold_s: float) -> Result:
 
 
 def _how(held: Held) -> str:
-    return f"{held.share * 100:.0f} % of the core, p50 {held.p50_s * 1e3:.0f} ms, p99 {held.p99_s * 1e3:.0f} ms"
+    shares = f"{held.share * 100:.0f} % of the core, {held.load_share * 100:.0f} % of the load's"
+    return f"{shares}, p50 {held.p50_s * 1e3:.0f} ms, p99 {held.p99_s * 1e3:.0f} ms"
 
 
 @asynccontextmanager

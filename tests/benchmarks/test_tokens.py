@@ -142,7 +142,7 @@ def test_a_load_that_is_not_the_one_asked_for_fails_the_run() -> None:
     ("share", "p99_s", "good"), [(0.5, 1.0, True), (0.97, 0.1, False), (0.5, 1.01, False), (0.96, 0.9, True)]
 )
 def test_a_rate_is_held_with_time_left_and_messages_within_a_second(share: float, p99_s: float, good: bool) -> None:
-    assert Held(1.0, 1.0, share, 0.1, p99_s).good is good
+    assert Held(1.0, 1.0, share, 1.0, 0.1, p99_s).good is good
 
 
 class Machine:
@@ -155,7 +155,7 @@ class Machine:
     async def hold(self, rate: float, seconds: float) -> Held:
         self.tried.append((round(rate, 1), seconds))
         holds = rate <= self.most * (1.2 if seconds < 10 else 1.0)
-        return Held(rate, rate, 0.5 if holds else 1.0, 0.1, 0.1)
+        return Held(rate, rate, 0.5 if holds else 1.0, 0.5, 0.1, 0.1)
 
 
 async def test_the_rate_rises_in_short_steps_and_falls_until_it_is_held_for_long() -> None:
