@@ -9,7 +9,7 @@ import pytest
 from sidecar.core.close_codes import CloseCode, catalogued
 from sidecar.core.deliveries import Delivery, EventKind, InboundMessage
 from sidecar.core.errors import ErrorReason, SidecarError
-from sidecar.core.inbox import INBOUND_WINDOW, fingerprint_of
+from sidecar.core.inbox import INBOUND_WINDOW, MAX_REPEATS, fingerprint_of
 from sidecar.core.manager import IsolatedWebSocketManager
 from sidecar.core.message import ContentType
 from sidecar.core.stored import MessageIdentity, StoredInbound
@@ -198,6 +198,15 @@ def test_what_waits_for_the_store_has_its_place(store: LaterStore) -> None:
     keep(store, StoreFailed())
     line.say("m-64")
     assert len(store.received) == 64
+
+
+def test_so_many_repeats_of_a_message_wait_for_the_store(store: LaterStore) -> None:
+    line = Line(store)
+    for _ in range(MAX_REPEATS + 2):
+        line.say()
+    assert line.answers == [("m", ErrorReason.AGENT_BUSY, False)]
+    keep(store)
+    assert line.answers[1:] == [accepted(), *[accepted(duplicate=True)] * MAX_REPEATS]
 
 
 def test_a_context_that_ends_meanwhile_leaves_nothing(store: LaterStore) -> None:

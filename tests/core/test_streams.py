@@ -14,7 +14,7 @@ from sidecar.core.errors import (
 from sidecar.core.limits import Limits
 from sidecar.core.message import DeliveryState, Receipt, StreamPlace, StreamState
 from sidecar.core.outbox import OutboxLimits
-from sidecar.core.streams import MAX_CHUNKS, MAX_OPEN, MAX_REMEMBERED, Chunk, ResponseStreams
+from sidecar.core.streams import MAX_CHUNKS, MAX_OPEN, MAX_REMEMBERED, MAX_STORED_ENDED, Chunk, ResponseStreams
 from tests.support.doubles import LaterStore, StoreFailed
 from tests.support.speaker import END, ERROR, OPEN, Speaker, Told
 
@@ -150,6 +150,14 @@ def test_a_cancel_of_what_is_over_is_told_nobody(speaker: Speaker) -> None:
     assert speaker.cancel("s") == []
     assert speaker.send(0).duplicate
     assert speaker.refusal(1) is ErrorReason.STREAM_ENDED
+
+
+def test_what_a_stream_answers_may_come_to_be_known_with_a_later_chunk(speaker: Speaker) -> None:
+    """As after a restart, of which its chunks alone are left."""
+    speaker.send(0)
+    speaker.cancel(message_id="m-1")
+    assert speaker.refusal(1, reply_to="m-1") is ErrorReason.STREAM_CANCELLED
+    assert not speaker.manager.conversation.streaming
 
 
 def test_so_many_cancels_are_remembered(speaker: Speaker) -> None:
@@ -337,6 +345,14 @@ def test_chunks_that_were_kept_are_repeats_after_a_restart() -> None:
         streams.restore_chunk(StreamPlace("s", index, OPEN), Chunk(index + 7, at, None))
     assert streams.admit(StreamPlace("s", 1, OPEN), "") == Chunk(8, at, None)
     assert streams.admit(StreamPlace("s", 2, OPEN), "") is None
+
+
+def test_a_store_keeps_so_many_of_the_streams_that_are_over_the_latest(speaker: Speaker) -> None:
+    for number in range(MAX_STORED_ENDED + 1):
+        speaker.send(0, END, stream_id=f"s-{number}")
+    speaker.send(0, stream_id="open")
+    kept = [each.stream_id for each in speaker.manager.conversation.stored_streams()]
+    assert kept == [*(f"s-{number}" for number in range(1, MAX_STORED_ENDED + 1)), "open"]
 
 
 def test_streams_are_restored_as_they_were(speaker: Speaker) -> None:
