@@ -281,15 +281,19 @@ class AttachStream:
         return self._clock.time() < token.expires_at - self._tokens.ttl_s / 2
 
     async def _mint(self, context: UserExecutionContext) -> ContextToken:
-        token = self._tokens.mint(context, self._service.scopes)
-        fields = {
-            "token_id": token.token_id,
-            "family": token.family,
-            "service": self._service.name,
-            "scopes": " ".join(sorted(self._service.scopes)),
-        }
-        await self._audit.grant(AuditRecord(AuditEvent.TOKEN_MINTED, context, fields))
-        return token
+        """Again, should the service's scopes be others by the time that the record is written."""
+        while True:
+            service = self._service
+            token = self._tokens.mint(context, service.scopes)
+            fields = {
+                "token_id": token.token_id,
+                "family": token.family,
+                "service": service.name,
+                "scopes": " ".join(sorted(service.scopes)),
+            }
+            await self._audit.grant(AuditRecord(AuditEvent.TOKEN_MINTED, context, fields))
+            if service.scopes == self._service.scopes:
+                return token
 
     async def _write(self, response: pb.AttachResponse) -> None:
         await self._call.write(response.SerializeToString())

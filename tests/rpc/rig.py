@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import secrets
+import threading
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
@@ -58,12 +59,28 @@ MESSAGE = types_pb2.Message(payload=b"{}")
 
 
 class AuditDisk:
-    """write(2), until it is full."""
+    """write(2), until it is full; one that is slow for as long as it is held."""
 
     def __init__(self) -> None:
         self.full = False
+        self._asked = threading.Event()
+        self._going = threading.Event()
+        self._going.set()
+
+    def hold(self) -> None:
+        self._asked.clear()
+        self._going.clear()
+
+    def release(self) -> None:
+        self._going.set()
+
+    async def asked(self) -> None:
+        """Once something is to be written since it is held."""
+        assert await asyncio.to_thread(self._asked.wait, TIMEOUT_S)
 
     def write(self, descriptor: int, data: memoryview) -> int:
+        self._asked.set()
+        self._going.wait(TIMEOUT_S)
         if self.full:
             raise OSError(28, "no room")
         return os.write(descriptor, data)

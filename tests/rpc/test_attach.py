@@ -22,6 +22,7 @@ from tests.rpc.workers import Worker, announce, attached, registration, say, sum
 from tests.support.doubles import FakeClock
 
 AUDIT_UNAVAILABLE = Refused("UNAVAILABLE", "AUDIT_UNAVAILABLE", retry_s=1.0)
+DRAINING = Refused("UNAVAILABLE", "DRAINING", retry_s=5.0)
 SERVICE_DENIED = Refused("PERMISSION_DENIED", "SERVICE_DENIED")
 TOKEN_INVALID = Refused("UNAUTHENTICATED", "TOKEN_INVALID")
 OTHER = "token-of-another-of-the-services"
@@ -305,6 +306,19 @@ async def test_what_a_service_may_be_minted_is_followed_while_it_is_attached(
     assert scopes(following, (await worker.event()).context_token) == {Scope.SEND}
 
 
+async def test_scopes_that_are_cut_while_a_record_is_written_hold_for_its_token(
+    following: Rig, services: Services
+) -> None:
+    worker = await attached(following, token=OTHER)
+    following.disk.hold()
+    say(following, following.alice)
+    await following.disk.asked()
+    services.follow(scopes=["send"])
+    following.tick(1.0)
+    following.disk.release()
+    assert scopes(following, (await worker.event()).context_token) == {Scope.SEND}
+
+
 async def test_a_token_is_good_for_the_tenants_it_names(make_rig: MakeRig) -> None:
     rig = await make_rig(services=[(SCOPED, identity(Permission.ATTACH, tenants=["acme"])), (NOTHING, identity())])
     worker = Worker(rig.agent, SCOPED)
@@ -360,8 +374,20 @@ async def test_an_edge_that_closes_ends_its_workers(rig: Rig) -> None:
     worker = await attached(rig)
     async with asyncio.timeout(5):
         await rig.edge.close(60.0)  # nobody waits for them
-    assert summary(await ended_with(worker.call)) == Refused("UNAVAILABLE", "DRAINING", retry_s=5.0)
+    assert summary(await ended_with(worker.call)) == DRAINING
     assert len(rig.factory.agents) == 0
+
+
+async def test_a_stream_whose_record_is_being_written_ends_as_well(rig: Rig) -> None:
+    rig.disk.hold()
+    worker = Worker(rig.agent)
+    await worker.write(register=registration())
+    await rig.disk.asked()
+    closing = asyncio.create_task(rig.edge.close(60.0))
+    await asyncio.sleep(0)
+    rig.disk.release()
+    assert summary(await ended_with(worker.call)) == DRAINING
+    await closing
 
 
 async def test_a_stream_that_does_not_register_ends(make_rig: MakeRig) -> None:
