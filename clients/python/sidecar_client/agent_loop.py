@@ -53,7 +53,7 @@ class AgentLoop:
         self._credits = credits
         self._back_off = BackOff(BASE_S, CAP_S, uniform)
         self._memory = AgentMemory()
-        self._dispatcher = Dispatcher(handle, self._on_finished)
+        self._dispatcher = Dispatcher(handle, self._on_room)
         self._sender = client.sender(on_stream_cancelled=self._on_stream_cancelled)
         now = asyncio.get_running_loop().time
         self._now = now
@@ -141,7 +141,7 @@ class AgentLoop:
         stream = AgentStream(self._client._attach(), self._attached.set, lambda frame: self._on_event(stream, frame))
         return stream
 
-    def _on_finished(self) -> None:
+    def _on_room(self) -> None:
         if self._stream is not None and not self._stopping:
             self._stream.credit(1)
 
@@ -155,15 +155,23 @@ class AgentLoop:
             return
         if self._stopping:
             return  # not acknowledged, it goes to another worker
-        stream.acknowledge(frame.delivery_id)
+        delivery_id = frame.delivery_id
         event = _event_from(frame, kind, self._context_of(frame))
-        if event is None or not self._memory.is_new(frame.delivery_id, event, redelivered=frame.redelivered):
+        if event is None or not self._memory.is_new(delivery_id, event, redelivered=frame.redelivered):
+            stream.acknowledge(delivery_id)
             stream.credit(1)
             return
         if isinstance(event, Closed):
             event.context.ended = True
             self._contexts.pop(frame.isolation_key, None)
-        self._dispatcher.receive(event, cancelled=self._memory.is_cancelled(event))
+        self._dispatcher.receive(
+            event, cancelled=self._memory.is_cancelled(event), acknowledge=lambda: self._acknowledge(delivery_id)
+        )
+
+    def _acknowledge(self, delivery_id: str) -> None:
+        """While it is not attached nothing is said: the event comes again then, is known, and is acknowledged."""
+        if self._stream is not None:
+            self._stream.acknowledge(delivery_id)
 
     def _context_of(self, frame: pb.AttachResponse.Event) -> AgentContext:
         """The context as its holders know it, with the token that came."""

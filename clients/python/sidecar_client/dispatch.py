@@ -1,6 +1,7 @@
 """Who handles what, when: the events of one context one after the other, different contexts side by side.
 
-A task an event, as many as there are credits: a cancellation that comes too late must hit nobody else.
+A task an event, one a context: a cancellation that comes too late must hit nobody else. What waits for its context
+holds no place that another context could have: a user who asks much holds up nobody else.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from sidecar_client.agent_events import AgentEvent, Closed, InboundMessage
 from sidecar_client.answering import Answering
 from sidecar_client.errors import ManagerGone
 
+MAX_BACKLOG: Final = 32
+"""Events of one context that wait and are acknowledged. What comes beyond stays the sidecar's until it is begun, whose
+own bound then tells that client (AGENT_BUSY)."""
 CANCEL_TIMEOUT_S: Final = 10.0
 """How long a handler may take to end once it is cancelled."""
 
@@ -24,20 +28,21 @@ logger = logging.getLogger("sidecar_client")
 class Handling:
     """One event, from its receipt to the end of its handler."""
 
-    __slots__ = ("answering", "event", "key")
+    __slots__ = ("acknowledge", "answering", "event", "key")
 
-    def __init__(self, event: AgentEvent) -> None:
+    def __init__(self, event: AgentEvent, acknowledge: Callable[[], None]) -> None:
         self.event = event
+        self.acknowledge = acknowledge
         self.key = event.context.isolation_key
         self.answering = event.answering if isinstance(event, InboundMessage) else Answering()
 
 
 class Dispatcher:
-    """Runs the handlers of one agent. `on_finished` is called once for each event that was received."""
+    """Runs the handlers of one agent. `on_room` is called for each event received, when another may be in its place."""
 
-    def __init__(self, handle: Callable[[AgentEvent], Awaitable[None]], on_finished: Callable[[], None]) -> None:
+    def __init__(self, handle: Callable[[AgentEvent], Awaitable[None]], on_room: Callable[[], None]) -> None:
         self._handle = handle
-        self._on_finished = on_finished
+        self._on_room = on_room
         self._waiting: dict[str, deque[Handling]] = {}
         """By context, where one of it is running."""
         self._running: dict[str, Handling] = {}
@@ -47,20 +52,31 @@ class Dispatcher:
         self._grace: asyncio.Timeout | None = None
 
     def __len__(self) -> int:
-        """How many events have been received and not finished."""
-        return len(self._running) + sum(map(len, self._waiting.values()))
+        """How many contexts have a handler running."""
+        return len(self._running)
 
-    def receive(self, event: AgentEvent, *, cancelled: bool = False) -> None:
-        """Handle it when those of its context before it have been. `cancelled`: it is only in the order."""
-        handling = Handling(event)
+    def receive(
+        self, event: AgentEvent, *, cancelled: bool = False, acknowledge: Callable[[], None] = lambda: None
+    ) -> None:
+        """Handle it when those of its context before it have been. `cancelled`: it is only in the order.
+
+        `acknowledge` is called when the event is this process's.
+        """
+        handling = Handling(event, acknowledge)
         handling.answering.cancelled = cancelled
         self._idle.clear()
         if isinstance(event, Closed):
             self._leave_unanswered(handling.key)
-        if handling.key in self._running:
-            self._waiting.setdefault(handling.key, deque()).append(handling)
-        else:
+        if handling.key not in self._running:
+            handling.acknowledge()
             self._start(handling)
+            return
+        waiting = self._waiting.setdefault(handling.key, deque())
+        waiting.append(handling)
+        if len(waiting) <= MAX_BACKLOG:
+            handling.acknowledge()
+            handling.acknowledge = _done_already
+        self._on_room()
 
     def cancel(self, isolation_key: str, stream_id: str, message_id: str) -> None:
         """The client wants no more of a stream, or of the answer to a message."""
@@ -76,7 +92,7 @@ class Dispatcher:
             async with asyncio.timeout(grace_s) as self._grace:
                 await self._idle.wait()
         except TimeoutError:
-            logger.warning("%d events were not handled within %s s", len(self), grace_s)
+            logger.warning("%d handlers did not end within %s s", len(self), grace_s)
         finally:
             self._grace = None
             await self._cancel_all()
@@ -117,11 +133,15 @@ class Dispatcher:
             logger.exception("a handler failed on %s", type(handling.event).__name__)
 
     def _done(self, handling: Handling) -> None:
+        """The next of its context takes its place, else another context may."""
         del self._running[handling.key]
-        self._on_finished()
         waiting = self._waiting.get(handling.key)
         if waiting and not self._stopping:
-            self._start(waiting.popleft())
+            following = waiting.popleft()
+            following.acknowledge()
+            self._start(following)
+        else:
+            self._on_room()
         if not waiting:
             self._waiting.pop(handling.key, None)
         if not self._running:
@@ -138,3 +158,7 @@ class Dispatcher:
             _, left = await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT_S)
             if left:
                 logger.error("%d handlers do not end though they were cancelled", len(left))
+
+
+def _done_already() -> None:
+    """In the place of an acknowledgement that was made."""

@@ -1,0 +1,238 @@
+"""What an agent says on its Attach call. A script does what the real sidecar does after minutes, or by accident."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+
+from sidecar.api.v1 import agent_service_pb2 as pb
+from sidecar.api.v1 import types_pb2
+from sidecar_client import Agent, AgentContext, InboundMessage, Opened, Subscription
+from tests.clients.python.agents import within
+
+Script = Callable[["Scripted", Any], Awaitable[None]]
+ALICE = types_pb2.UserContext(tenant_id="default", user_id="alice", connection_id="c-1")
+
+
+class Scripted:
+    """A server of Attach. The script is run for each call, after its `register`."""
+
+    def __init__(self, script: Script) -> None:
+        self.calls = 0
+        self.registered: list[pb.AttachRequest.Register] = []
+        self.tokens: list[str] = []
+        self.frames: asyncio.Queue[pb.AttachRequest] = asyncio.Queue()
+        self._script = script
+        self._server = grpc.aio.server()
+        handler = grpc.stream_stream_rpc_method_handler(
+            self._attach, pb.AttachRequest.FromString, pb.AttachResponse.SerializeToString
+        )
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler("sidecar.api.v1.AgentService", {"Attach": handler}),)
+        )
+        self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+
+    async def start(self) -> None:
+        await self._server.start()
+
+    async def stop(self) -> None:
+        await self._server.stop(None)
+
+    async def _attach(self, _: Any, call: Any) -> None:
+        self.calls += 1
+        self.tokens.append(dict(call.invocation_metadata()).get("x-service-token", ""))
+        self.registered.append((await call.read()).register)
+        await call.write(pb.AttachResponse(registered=pb.AttachResponse.Registered()))
+        await self._script(self, call)
+
+    async def read_on(self, call: Any) -> None:
+        """Keep what the agent says, to its half-close."""
+        while (frame := await call.read()) is not grpc.aio.EOF:
+            self.frames.put_nowait(frame)
+
+    async def said(self, *, acknowledged: int, credit: int) -> list[str]:
+        """The ids of so many acknowledgements, once there has been so much credit too."""
+        ids: list[str] = []
+        while len(ids) < acknowledged or credit > 0:
+            frame = await within(self.frames.get())
+            ids += frame.acknowledge.delivery_ids
+            credit -= frame.credit.credits
+        assert credit == 0
+        return ids
+
+
+def event(delivery_id: str, **kind: Any) -> pb.AttachResponse:
+    return pb.AttachResponse(
+        event=pb.AttachResponse.Event(
+            delivery_id=delivery_id, isolation_key="key", context_token="t", context=ALICE, **kind
+        )
+    )
+
+
+def question(delivery_id: str, message_id: str, **members: Any) -> pb.AttachResponse:
+    inbound = pb.AttachResponse.Inbound(message_id=message_id, event_type="message", payload=b'"why?"', content_type=1)  # type: ignore[arg-type]
+    return event(delivery_id, message=inbound, **members)
+
+
+@asynccontextmanager
+async def scripted(script: Script, **settings: Any) -> AsyncIterator[tuple[Scripted, Agent]]:
+    """A server, and an agent that is attached to it once it has a handler and is entered."""
+    server = Scripted(script)
+    await server.start()
+    agent = Agent("answers", endpoint=server.target, service_token="secret", uniform=lambda: 0.01, **settings)
+    try:
+        yield server, agent
+    finally:
+        await agent.stop(grace_s=1.0)
+        await server.stop()
+
+
+async def test_it_registers_as_it_was_told() -> None:
+    async with (
+        scripted(Scripted.read_on, subscriptions=["ask", Subscription("*", "acme")], credits=7, ack_timeout_s=90.0) as (
+            server,
+            agent,
+        ),
+        agent,
+    ):
+        await agent.wait_attached(10)
+    (register,) = server.registered
+    assert (register.service_name, register.credits, register.ack_timeout.seconds) == ("answers", 7, 90)
+    assert [(each.tenant_id, each.event) for each in register.subscriptions] == [("", "ask"), ("acme", "*")]
+    assert server.tokens == ["secret"]
+
+
+async def test_what_comes_again_is_acknowledged_and_not_handled_again() -> None:
+    async def script(server: Scripted, call: Any) -> None:
+        for frame in (
+            event("d-1", opened=pb.AttachResponse.Opened()),
+            question("d-2", "q-1"),
+            event("d-1", opened=pb.AttachResponse.Opened(), redelivered=True),
+            question("d-2", "q-1", redelivered=True),
+            question("e-9", "q-1", redelivered=True),
+        ):
+            await call.write(frame)
+        await server.read_on(call)
+
+    handled: list[str] = []
+    async with scripted(script) as (server, agent):
+
+        @agent.on_opened
+        async def opened(context: AgentContext) -> None:
+            handled.append("opened")
+
+        @agent.on_message
+        async def answer(context: AgentContext, message: InboundMessage) -> None:
+            handled.append(message.id)
+
+        async with agent:
+            ids = await server.said(acknowledged=5, credit=5)
+    assert sorted(ids) == ["d-1", "d-1", "d-2", "d-2", "e-9"]
+    assert handled == ["opened", "q-1"]
+
+
+async def test_an_event_of_a_later_version_is_acknowledged_and_passed_over() -> None:
+    async def script(server: Scripted, call: Any) -> None:
+        await call.write(event("d-1"))
+        await server.read_on(call)
+
+    async with scripted(script) as (server, agent), agent:
+        assert await server.said(acknowledged=1, credit=1) == ["d-1"]
+
+
+async def test_a_cancel_that_comes_before_its_message() -> None:
+    async def script(server: Scripted, call: Any) -> None:
+        await call.write(event("", cancelled=pb.AttachResponse.Cancelled(message_id="q-1")))
+        await call.write(question("d-1", "q-1"))
+        await call.write(question("d-2", "q-2"))
+        await server.read_on(call)
+
+    handled: list[str] = []
+    async with scripted(script) as (server, agent):
+
+        @agent.on_message
+        async def answer(context: AgentContext, message: InboundMessage) -> None:
+            handled.append(message.id)
+
+        async with agent:
+            assert sorted(await server.said(acknowledged=2, credit=2)) == ["d-1", "d-2"]
+    assert handled == ["q-2"]
+
+
+async def test_after_a_break_it_registers_for_what_it_has_room_for() -> None:
+    go_on = asyncio.Event()
+
+    async def script(server: Scripted, call: Any) -> None:
+        if server.calls == 1:
+            await call.write(question("d-1", "q-1"))
+            frame = await call.read()
+            assert list(frame.acknowledge.delivery_ids) == ["d-1"]
+            await call.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+        go_on.set()
+        await server.read_on(call)
+
+    async with scripted(script, credits=3) as (server, agent):
+
+        @agent.on_message
+        async def answer(context: AgentContext, message: InboundMessage) -> None:
+            await go_on.wait()
+
+        async with agent:
+            await server.said(acknowledged=0, credit=1)
+    assert [register.credits for register in server.registered] == [3, 2]
+
+
+async def test_while_it_stops_what_comes_is_left_to_others() -> None:
+    stopping = asyncio.Event()
+
+    async def script(server: Scripted, call: Any) -> None:
+        await call.write(question("d-1", "q-1"))
+        await stopping.wait()
+        await call.write(question("d-2", "q-2"))
+        await server.read_on(call)
+
+    handled: list[str] = []
+    begun = asyncio.Event()
+    go_on = asyncio.Event()
+    async with scripted(script) as (server, agent):
+
+        @agent.on_message
+        async def answer(context: AgentContext, message: InboundMessage) -> None:
+            handled.append(message.id)
+            begun.set()
+            await go_on.wait()
+
+        async with agent:
+            await within(begun.wait())
+            stop = asyncio.create_task(agent.stop(grace_s=10))
+            await asyncio.sleep(0)
+            stopping.set()
+            go_on.set()
+            await within(stop)
+        ids = [each for frame in iter_now(server.frames) for each in frame.acknowledge.delivery_ids]
+    assert (handled, ids) == (["q-1"], ["d-1"])
+
+
+def iter_now(queue: asyncio.Queue[Any]) -> list[Any]:
+    """All that is in it."""
+    return [queue.get_nowait() for _ in range(queue.qsize())]
+
+
+async def test_the_newest_token_is_the_one_that_is_used() -> None:
+    async def script(server: Scripted, call: Any) -> None:
+        for number in (1, 2):
+            frame = event(f"d-{number}", opened=pb.AttachResponse.Opened())
+            frame.event.context_token = f"token-{number}"
+            await call.write(frame)
+        await server.read_on(call)
+
+    async with scripted(script) as (_, agent), agent:
+        first = await within(anext(agent))
+        second = await within(anext(agent))
+        assert isinstance(first, Opened)
+        assert first.context is second.context
+        assert first.context.context_token == "token-2"
