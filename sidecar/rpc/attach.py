@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from sidecar.api.v1 import agent_service_pb2 as pb
 from sidecar.core.deliveries import Cancelled, Delivery, EventKind
-from sidecar.core.errors import BadRequest, ErrorReason, PermissionDenied, SidecarError, Unauthenticated, Unavailable
+from sidecar.core.errors import BadRequest, ErrorReason, PermissionDenied, SidecarError, Unavailable
 from sidecar.core.identity import IDENTIFIER
 from sidecar.core.message import Instant
 from sidecar.core.ports import AuditEvent
@@ -272,13 +272,6 @@ class AttachStream:
             if len(self._minted) > MAX_TOKENS:
                 self._minted.popitem(last=False)
         return token
-
-    def _is_good(self, token: ContextToken) -> bool:
-        try:
-            self._tokens.verify(token.text)
-        except Unauthenticated:
-            return False
-        return self._clock.time() < token.expires_at - self._tokens.ttl_s / 2
 
     async def _mint(self, context: UserExecutionContext) -> ContextToken:
         """Again, should the service's scopes be others by the time that the record is written."""
