@@ -37,13 +37,16 @@ SHORTEST: Final = 0.8
 
 PROBE_S, HOLD_S = 3.0, 30.0
 QUICK_PROBE_S, QUICK_HOLD_S = 0.25, 3.0
-FIRST, STEP_UP, STEP_DOWN = 0.35, 1.1, 0.9
-"""The first rate, of what the CPU without acknowledgements allows; then up, and down to below the last good one."""
+FIRST, STEP_UP, STEPS_DOWN = 0.35, 1.1, (0.9, 0.75, 0.5)
+"""The first rate, of what the CPU without acknowledgements allows; then up, and down to below the last good one.
+
+Where that is not held for long the machine is not quiet: two large steps more, each 30 s, and no further.
+"""
 SATURATED: Final = 0.97
 """The share of its core that a server with nothing to spare takes."""
 
 LATE_S: Final = 1.0
-STEPS, QUICK_STEPS, HOLDS = 20, 0, 6
+STEPS, QUICK_STEPS = 20, 0
 
 
 class Held(NamedTuple):
@@ -178,8 +181,8 @@ async def highest(to: Holds, first: float, probe_s: float, hold_s: float, steps:
             break
         rate *= STEP_UP
         lost = await to.hold(rate, probe_s)
-    for _ in range(HOLDS):
-        rate *= STEP_DOWN
+    for step in STEPS_DOWN:
+        rate *= step
         held = await to.hold(rate, hold_s)
         if held.good:
             return held, lost
