@@ -433,7 +433,8 @@ class IsolatedWebSocketManager:
         if message.ttl_s is not None and self._outcomes:
             self.lifecycle.look_by(entry.expires_at)
         stream, identity, pending = message.stream, None, None
-        entry.stream = stream
+        if stream is not None and self.outbox.dropped is not None:  # for a store that keeps rows
+            entry.stream = stream
         if message.message_id and (stream is None or not stream.position):
             identity = MessageIdentity(message.message_id, fingerprint(message))
         if not self._store.append(self.isolation_key, self.epoch, entry, identity, at, self._confirmed):

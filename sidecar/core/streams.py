@@ -6,6 +6,7 @@ A stream's chunks go by (stream_id, index): only the next is taken, a lower one 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from itertools import islice
 from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -22,7 +23,9 @@ MAX_REMEMBERED: Final = 256
 MAX_STORED_ENDED: Final = 64
 """How many of the streams that are over a store keeps: it writes them anew whenever the context's state changes."""
 MAX_CHUNKS: Final = 1_024
-"""How many of a stream's last chunks a repeat finds its receipt of."""
+"""How many of an open stream's last chunks a repeat finds its receipt of."""
+MAX_ENDED_CHUNKS: Final = 64
+"""The same of one that is over."""
 
 
 class Chunk(NamedTuple):
@@ -34,6 +37,16 @@ class Chunk(NamedTuple):
 
 
 _FORGOTTEN: Final = Chunk(0, Instant(0.0, 0.0), None)
+_Kept = tuple[int, float, float]
+"""The same once it is confirmed: a plain tuple of numbers, which the cyclic collector need not look at again."""
+
+
+def _kept(chunk: Chunk) -> _Kept:
+    return chunk.sequence, chunk.accepted.monotonic, chunk.accepted.unix
+
+
+def _as_chunk(chunk: Chunk | _Kept) -> Chunk:
+    return chunk if isinstance(chunk, Chunk) else Chunk(chunk[0], Instant(chunk[1], chunk[2]), None)
 
 
 class _Stream:
@@ -58,7 +71,7 @@ class _Stream:
         self.cancelled = False
         self.silenced = False
         self.silent_since = now
-        self.chunks: deque[Chunk] = deque(maxlen=MAX_CHUNKS)
+        self.chunks: deque[Chunk | _Kept] = deque(maxlen=MAX_CHUNKS)
 
 
 class SilentStream(NamedTuple):
@@ -100,7 +113,7 @@ class ResponseStreams:
             raise FailedPrecondition(ErrorReason.STREAM_CANCELLED)
         if place.position < stream.next_index - stream.silenced:
             known = place.position - stream.next_index + len(stream.chunks)
-            return stream.chunks[known] if known >= 0 else _FORGOTTEN
+            return _as_chunk(stream.chunks[known]) if known >= 0 else _FORGOTTEN
         if stream.over:
             raise FailedPrecondition(ErrorReason.STREAM_ENDED)
         if place.position > stream.next_index:
@@ -117,7 +130,7 @@ class ResponseStreams:
         stream.reply_to, stream.event_type = stream.reply_to or reply_to, stream.event_type or event_type
         stream.next_index = place.position + 1
         stream.silent_since = now
-        stream.chunks.append(chunk)
+        stream.chunks.append(chunk if chunk.pending is not None else _kept(chunk))
         if place.state is not StreamState.OPEN:
             self._close(stream)
 
@@ -127,7 +140,7 @@ class ResponseStreams:
         if stream is not None:
             known = place.position - stream.next_index + len(stream.chunks)
             if 0 <= known < len(stream.chunks):
-                stream.chunks[known] = stream.chunks[known]._replace(pending=None)
+                stream.chunks[known] = _kept(_as_chunk(stream.chunks[known]))
 
     def fall_back(self, place: StreamPlace) -> None:
         """The append of that chunk failed, and of every later one: its place is the next again."""
@@ -172,7 +185,7 @@ class ResponseStreams:
     def oldest(self, stream_id: str) -> int:
         """The sequence of the oldest chunk of a stream that is remembered; 0 for none."""
         stream = self._find(stream_id)
-        return stream.chunks[0].sequence if stream is not None and stream.chunks else 0
+        return stream.chunks[0][0] if stream is not None and stream.chunks else 0
 
     def next_silence(self, timeout_s: float) -> float:
         """When the stream that is silent longest is to be ended; inf for never."""
@@ -223,11 +236,11 @@ class ResponseStreams:
         behind = 0 if stream is None else stream.next_index - place.position
         if stream is not None and behind > 0:
             if behind <= MAX_CHUNKS:
-                stream.chunks.extendleft([_FORGOTTEN] * (behind - len(stream.chunks)))
-                stream.chunks[-behind] = chunk
+                stream.chunks.extendleft([_kept(_FORGOTTEN)] * (behind - len(stream.chunks)))
+                stream.chunks[-behind] = _kept(chunk)
         elif stream is None or not stream.over:
             if stream is not None:
-                stream.chunks.extend([_FORGOTTEN] * min(-behind, MAX_CHUNKS))
+                stream.chunks.extend([_kept(_FORGOTTEN)] * min(-behind, MAX_CHUNKS))
             self.taken(place, "" if stream is None else stream.reply_to, "", chunk)
 
     def _as_cancelled(self, each: StoredStream) -> tuple[OrderedDict[str, None], str]:
@@ -253,6 +266,7 @@ class ResponseStreams:
     def _close(self, stream: _Stream) -> None:
         stream.over = True
         self._open.pop(stream.stream_id, None)
+        stream.chunks = deque(islice(stream.chunks, max(len(stream.chunks) - MAX_ENDED_CHUNKS, 0), None), MAX_CHUNKS)
         self._remember_ended(stream)
 
     def _remember_ended(self, stream: _Stream) -> None:

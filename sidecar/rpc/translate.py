@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sidecar.core.identity import UserExecutionContext
 
 _JSON = int(ContentType.JSON)
+_STREAM_STATES: dict[int, StreamState] = {0: StreamState.OPEN, **{int(state): state for state in StreamState}}
 
 
 def message_from(proto: types_pb2.Message) -> Message:
@@ -34,10 +35,9 @@ def message_from(proto: types_pb2.Message) -> Message:
 
 
 def _stream_of(stream: types_pb2.Stream) -> StreamPlace:
-    try:
-        state = StreamState(stream.state or StreamState.OPEN)
-    except ValueError:
-        raise BadRequest("message.stream.state", "STREAM_STATE_OPEN, _END or _ERROR") from None
+    state = _STREAM_STATES.get(stream.state)
+    if state is None:
+        raise BadRequest("message.stream.state", "STREAM_STATE_OPEN, _END or _ERROR")
     return StreamPlace(stream.stream_id, stream.index, state)
 
 
