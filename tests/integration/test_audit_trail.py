@@ -8,12 +8,15 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import grpc
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from sidecar.api.v1 import admin_service_pb2, context_service_pb2, delivery_service_pb2, types_pb2
+from sidecar.api.v1.agent_service_pb2_grpc import AgentServiceStub
 from sidecar.core.ports import AuditEvent
+from tests.rpc.workers import Worker
 from tests.support.running import RunningSidecar, Service, User, refusal, running_sidecar
 from tests.support.trail import Trail
 
@@ -156,6 +159,11 @@ async def refusals(sidecar: RunningSidecar, service: Service, trail: Trail) -> N
 
 
 async def operators(sidecar: RunningSidecar, service: Service, trail: Trail) -> None:
+    async with grpc.aio.insecure_channel(sidecar.grpc_target) as channel:
+        worker = await Worker(AgentServiceStub(channel), sidecar.service_token).register()
+        await trail.expect(agent_attached=1)
+        await worker.finish()
+    await trail.expect(agent_detached=1)
     await service.admin.ListManagers(admin_service_pb2.ListManagersRequest(), metadata=service.as_operator)
     await trail.expect(admin_call=1)
     deputy = "deputy-" + sidecar.service_token
