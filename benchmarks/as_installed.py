@@ -15,7 +15,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 from types import ModuleType
 
-OWN = {"ws-sidecar", "ws-sidecar-api"}
+OWN = {"ws-sidecar", "ws-sidecar-api", "ws-sidecar-client"}
 
 
 class Absent(MetaPathFinder):
