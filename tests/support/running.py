@@ -79,7 +79,9 @@ class RunningSidecar:
         """The records of the trail so far. An admin read first: its record is written after all that came before."""
         async with self.service() as service:
             await service.security_stats()
-        records = [json.loads(line) for line in self.audit_path.read_text().splitlines()]
+        # What others cause is written meanwhile: a last line without its end is not whole yet.
+        whole = self.audit_path.read_text().rpartition("\n")[0]
+        records = [json.loads(line) for line in whole.splitlines()]
         return [record for record in records if event is None or record["event"] == event]
 
     def stop(self) -> int:
