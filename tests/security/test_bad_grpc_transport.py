@@ -107,8 +107,10 @@ HEADERS = (
 @pytest.mark.parametrize("case", HEADERS, ids=lambda case: case.id)
 async def test_header_fields(stage: Stage, case: BadHeaders) -> None:
     fields = http2.call_fields(LOOK, ("x-context-token", stage.alice.context_token), *case.more, **case.changed)
+    # A whole call may be answered before its time-out of 0 is seen.
+    body = () if case.status == DEADLINE else (http2.message(b"", 1),)
     async with stage.seen():
-        answer = await ended(stage, http2.header_frames(fields, 1), http2.message(b"", 1))
+        answer = await ended(stage, http2.header_frames(fields, 1), *body)
     assert (answer.status, answer.reset) == (case.status, case.reset)
     assert stage.alice.context_token not in answer.message
 

@@ -89,7 +89,7 @@ async def test_a_sidecar_killed_under_load_is_found_again(tmp_path: Path, kind: 
         # What was written may have been taken by the process before: the new one's refusal does not say. What had yet
         # to be written when that was killed is refused for good, and stands behind it.
         fates = [1 + outcome.definite if isinstance(outcome, ManagerGone) else 0 for outcome in outcomes]
-        assert fates == sorted(fates)
+        assert kind == "threads" or fates == sorted(fates)  # forty threads have no order to keep
         async with lives.running.user("alice") as again:
             receipt = await sender.send(again.isolation_key, again.context_token, json="again", timeout_s=30)
             assert receipt.sequence == 1
