@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sidecar_client import AsyncSidecarClient
 from tests.clients.python.both import KINDS, opened
 from tests.support.running import RunningSidecar, running_sidecar
 
@@ -42,3 +43,10 @@ async def client(sidecar: RunningSidecar, kind: str) -> AsyncIterator[Any]:
 def open_client(kind: str) -> Callable[..., Any]:
     """Opens a client of either kind, for as long as a block lasts."""
     return lambda **settings: opened(kind, **settings)
+
+
+@pytest.fixture
+async def service(sidecar: RunningSidecar) -> AsyncIterator[AsyncSidecarClient]:
+    """A service that may send to the users of `sidecar`."""
+    async with AsyncSidecarClient(endpoint=sidecar.grpc_target, service_token=sidecar.service_token) as made:
+        yield made

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +21,10 @@ from sidecar_client import (
     connect,
 )
 from sidecar_client.errors import BadRequest, NoAgent, TransportError
-from tests.support.fault_proxy import FaultProxy, fault_proxy
+from tests.clients.python.users import AT_ONCE, acknowledged, message, url_through
+from tests.support.fault_proxy import fault_proxy
 from tests.support.restarting import free_ports
 from tests.support.running import RunningSidecar, running_sidecar
-
-AT_ONCE = Tuning(uniform=lambda: 0.0)
-"""No time is lost between two tries; the sidecar's own wishes are kept."""
-
-
-@pytest.fixture
-async def service(sidecar: RunningSidecar) -> AsyncIterator[AsyncSidecarClient]:
-    async with AsyncSidecarClient(endpoint=sidecar.grpc_target, service_token=sidecar.service_token) as made:
-        yield made
-
-
-def url_through(proxy: FaultProxy) -> str:
-    return f"ws://{proxy.target}/v1/connect"
-
-
-async def message(user: UserConnection) -> Message:
-    """The next event, which is a message."""
-    event = await asyncio.wait_for(anext(user), 15)
-    assert isinstance(event, Message), event
-    return event
-
-
-async def acknowledged(service: AsyncSidecarClient, user: UserConnection) -> int:
-    """How far the sidecar knows: how many messages it has let go."""
-    stats = await service.get_manager_stats(user.isolation_key, user.context_token)
-    return stats.messages_sent_total - stats.outbox_messages
 
 
 async def test_every_kind_of_message_comes_as_what_it_is(sidecar: RunningSidecar, service: AsyncSidecarClient) -> None:

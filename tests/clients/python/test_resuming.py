@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -14,40 +13,12 @@ from sidecar_client import (
     ContextReplaced,
     DeliveryState,
     Gap,
-    Message,
-    Tuning,
-    UserConnection,
     connect,
 )
-from tests.support.fault_proxy import FaultProxy, fault_proxy
+from tests.clients.python.users import AT_ONCE, message, url_through
+from tests.support.fault_proxy import fault_proxy
 from tests.support.restarting import free_ports, restarting_sidecar
 from tests.support.running import RunningSidecar, running_sidecar
-
-AT_ONCE = Tuning(uniform=lambda: 0.0)
-"""No time is lost between two tries; the sidecar's own wishes are kept."""
-
-
-@pytest.fixture
-async def service(sidecar: RunningSidecar) -> AsyncIterator[AsyncSidecarClient]:
-    async with AsyncSidecarClient(endpoint=sidecar.grpc_target, service_token=sidecar.service_token) as made:
-        yield made
-
-
-def url_through(proxy: FaultProxy) -> str:
-    return f"ws://{proxy.target}/v1/connect"
-
-
-async def message(user: UserConnection) -> Message:
-    """The next event, which is a message."""
-    event = await asyncio.wait_for(anext(user), 15)
-    assert isinstance(event, Message), event
-    return event
-
-
-async def acknowledged(service: AsyncSidecarClient, user: UserConnection) -> int:
-    """How far the sidecar knows: how many messages it has let go."""
-    stats = await service.get_manager_stats(user.isolation_key, user.context_token)
-    return stats.messages_sent_total - stats.outbox_messages
 
 
 @pytest.mark.parametrize("spoil", ["cut", "reset"])
