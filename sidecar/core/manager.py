@@ -165,8 +165,8 @@ class IsolatedWebSocketManager:
             self.close_connection(self.primary, catalogued(CloseCode.TAKEN_OVER), at)
             self._require(context)  # a raw context has just ended with its socket
         self.primary = socket
-        if self.detached_at is not None:
-            self.away_s += at.monotonic - max(self.detached_at, self.last_activity.monotonic)
+        # Without a primary it is detached; one that was taken over from is so since just now.
+        self.away_s += at.monotonic - max(self.detached_at or 0.0, self.last_activity.monotonic)
         self.detached_at = None
 
     def note_attempt(self, attempt: int) -> bool:
@@ -302,8 +302,7 @@ class IsolatedWebSocketManager:
 
     def leave(self, listener: OutcomeListener) -> None:
         """Tell it no more. Idempotent."""
-        if self._outcomes is not None:
-            self._outcomes.leave(listener)
+        self._watched().leave(listener)
 
     def wait_for_outcome(self, sequence: int, done: Callable[[], None]) -> OutcomeWait:
         """Call `done` once the message of that sequence is acknowledged or dropped; `end_watchers` tell of the end."""
@@ -328,8 +327,7 @@ class IsolatedWebSocketManager:
 
     def stop_waiting(self, wait: OutcomeWait) -> None:
         """Forget a wait. Idempotent."""
-        if self._outcomes is not None:
-            self._outcomes.stop_waiting(wait)
+        self._watched().stop_waiting(wait)
 
     def get_manager_stats(self, context: UserExecutionContext, at: Instant) -> ManagerStatistics:
         """This manager's counters as of now."""
