@@ -24,7 +24,7 @@ COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generat
 	--no-emit-find-links --no-emit-package ws-sidecar-api --no-emit-package ws-sidecar-client \
 	--custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 
-.PHONY: help install run test check docs proto proto-check bench soak clean lock
+.PHONY: help install run test check conformance docs proto proto-check bench soak clean lock
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | while IFS=@ read -r name text; do \
@@ -46,6 +46,9 @@ else
 	$(BIN)/python -W error -m pytest -W error $(ARGS)
 endif
 
+conformance: $(VENV)/.dev ## play the conformance list with every client, and write the table of docs/clients.md
+	GRPC_VERBOSITY=NONE $(BIN)/python -W error -m tests.clients.conformance
+
 check: $(VENV)/.dev ## lint, format, types, layers, the contract, the generated pages
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -56,6 +59,8 @@ check: $(VENV)/.dev ## lint, format, types, layers, the contract, the generated 
 	$(MAKE) --no-print-directory proto-check
 	$(BIN)/python scripts/generate_configuration_doc.py --check
 	$(BIN)/python scripts/generate_api_doc.py --check
+	$(BIN)/python -m tests.clients.conformance --check
+	$(BIN)/python scripts/clients.py check
 
 docs: $(VENV)/.dev ## generate docs/configuration.md and docs/api.md
 	$(BIN)/python scripts/generate_configuration_doc.py

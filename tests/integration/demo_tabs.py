@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import pytest
 from playwright.async_api import (
@@ -23,6 +23,8 @@ from playwright.async_api import (
     async_playwright,
     expect,
 )
+
+from tests.support.tools import lacking
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which(os.environ.get("SIDECAR_TEST_CHROMIUM", "chromium"))
@@ -71,13 +73,6 @@ class Demo(NamedTuple):
         """The whole records of that event so far."""
         *lines, _ = self.audit_path.read_text().split("\n")
         return [record for record in map(json.loads, lines) if record["event"] == event]
-
-
-def lacking(what: str) -> NoReturn:
-    """Skip by name; fail where nothing may be skipped."""
-    if os.environ.get("SIDECAR_TEST_NO_SKIP") == "1":
-        pytest.fail(f"{what} is missing")
-    pytest.skip(f"{what} is missing")
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ from sidecar.security.user_tokens import mint_user_token
 
 ISSUER = "https://id.test"
 AUDIENCE = "chat"
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 60.0
 AT_ONCE = "[drain]\nwindow_s = 0\n"
 """How a sidecar stops in a test that says nothing of it."""
 

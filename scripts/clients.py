@@ -1,0 +1,79 @@
+"""Builds, checks and generates the clients with their languages' own tools: `python scripts/clients.py check [go …]`.
+
+A client whose tools are missing is passed over by name; with SIDECAR_TEST_NO_SKIP=1 that is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+Commands = tuple[tuple[str, ...], ...]
+NPM_CI: Final = ("npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts")
+
+
+@dataclass(frozen=True)
+class Client:
+    """One client: the programs it needs, and what its commands run in its folder, one after the other."""
+
+    tools: tuple[str, ...]
+    build: Commands
+    check: Commands
+    generate: Commands = ()
+
+    @property
+    def missing(self) -> str:
+        """The first tool that this machine does not have, or nothing."""
+        return next((tool for tool in self.tools if shutil.which(tool) is None), "")
+
+
+CLIENTS: Final[dict[str, Client]] = {}
+COMMANDS: Final = ("build", "check", "generate")
+
+
+def build(name: str) -> None:
+    """Build one client and its conformance runner; quick where nothing has changed. Raises CalledProcessError."""
+    _run(name, "build")
+
+
+def _run(name: str, command: str) -> None:
+    folder = ROOT / "clients" / name
+    for words in getattr(CLIENTS[name], command):
+        if words != NPM_CI or not _npm_is_current(folder):
+            subprocess.run(words, cwd=folder, check=True, stdin=subprocess.DEVNULL)
+
+
+def _npm_is_current(folder: Path) -> bool:
+    """Whether what is installed is what the lock file says: npm writes down what it has installed, and when."""
+    lock, installed = folder / "package-lock.json", folder / "node_modules" / ".package-lock.json"
+    return installed.exists() and installed.stat().st_mtime >= lock.stat().st_mtime
+
+
+def main(command: str, names: list[str]) -> int:
+    """Run the command for those clients, or all; the exit status."""
+    nothing_skipped = os.environ.get("SIDECAR_TEST_NO_SKIP") == "1"
+    status = 0
+    for name in names or list(CLIENTS):
+        missing = CLIENTS[name].missing
+        if missing:
+            print(f"clients/{name}: {missing} is missing{'' if nothing_skipped else ', skipped'}", file=sys.stderr)
+            status |= nothing_skipped
+            continue
+        try:
+            _run(name, command)
+        except subprocess.CalledProcessError as failed:
+            print(f"clients/{name}: {' '.join(failed.cmd)} failed", file=sys.stderr)
+            status = 1
+    return status
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS or not set(sys.argv[2:]) <= CLIENTS.keys():
+        sys.exit(f"usage: python scripts/clients.py {'|'.join(COMMANDS)} [{'|'.join(CLIENTS)}] …")
+    sys.exit(main(sys.argv[1], sys.argv[2:]))

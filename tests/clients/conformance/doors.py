@@ -1,0 +1,115 @@
+"""Other ways to a sidecar's gRPC port: a Unix socket, and TLS with a certificate made on the spot."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import ipaddress
+import ssl
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+CHUNK_BYTES = 65_536
+
+
+@dataclass(frozen=True)
+class TlsDoor:
+    """Where it is, and whom to trust for it."""
+
+    endpoint: str
+    ca_file: Path
+
+
+@asynccontextmanager
+async def unix_door(target: str) -> AsyncIterator[str]:
+    """A Unix socket before `target` (host:port); its gRPC address."""
+    with tempfile.TemporaryDirectory(prefix="door-") as folder:
+        path = f"{folder}/grpc.sock"
+        async with _serving(await asyncio.start_unix_server(_passing_to(target), path)):
+            yield f"unix:{path}"
+
+
+@asynccontextmanager
+async def tls_door(target: str) -> AsyncIterator[TlsDoor]:
+    """TLS before `target`, as a proxy ends it: HTTP/2 by ALPN (RFC 7301), a certificate for `localhost`."""
+    with tempfile.TemporaryDirectory(prefix="door-") as folder:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.set_alpn_protocols(["h2"])
+        ca_file, key_file = _certificate(Path(folder))
+        context.load_cert_chain(ca_file, key_file)
+        server = await asyncio.start_server(_passing_to(target), "127.0.0.1", 0, ssl=context)
+        async with _serving(server):
+            yield TlsDoor(f"localhost:{server.sockets[0].getsockname()[1]}", ca_file)
+
+
+@asynccontextmanager
+async def _serving(server: asyncio.Server) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        server.close()
+        for task in asyncio.all_tasks():
+            if task.get_name() == "door":
+                task.cancel()
+
+
+def _passing_to(target: str) -> asyncio.streams._ClientConnectedCallback:
+    host, _, port = target.rpartition(":")
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.set_name("door")
+        inner_reader, inner_writer = await asyncio.open_connection(host, int(port))
+        try:
+            async with asyncio.TaskGroup() as both:
+                both.create_task(_copy(reader, inner_writer))
+                both.create_task(_copy(inner_reader, writer))
+        except* (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.transport.abort()
+            inner_writer.transport.abort()
+
+    return accept
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(CHUNK_BYTES):
+        writer.write(data)
+        await writer.drain()
+    with suppress(OSError, NotImplementedError):
+        writer.write_eof() if writer.can_write_eof() else writer.close()
+
+
+def _certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate that signs itself, and its key, as PEM files."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(names, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    ca_file, key_file = folder / "ca.pem", folder / "key.pem"
+    ca_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    key_file.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    return ca_file, key_file

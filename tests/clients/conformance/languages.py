@@ -1,0 +1,51 @@
+"""The clients that the list is played with: what each needs, how its runner is built and started."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from scripts.clients import ROOT, build
+from tests.clients.conformance.runners import Runner
+from tests.clients.conformance.scenarios import SERVICE, USER
+
+BUILD_FOLDER: Final = ROOT / "build" / "clients"
+
+
+@dataclass(frozen=True)
+class Language:
+    """One client. `tools`: the programs that it is built and run with; `command` starts its runner, in `folder`."""
+
+    name: str
+    sides: tuple[str, ...]
+    tools: tuple[str, ...]
+    command: tuple[str, ...]
+    folder: Path
+    builds: str = ""
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def missing(self) -> str:
+        """The first tool that this machine does not have, or nothing."""
+        return next((tool for tool in self.tools if shutil.which(tool) is None), "")
+
+    def start(self, errors: Path) -> Runner:
+        """Its runner, built before if it has to be: once, whoever asks at the same time."""
+        if self.builds:
+            BUILD_FOLDER.mkdir(parents=True, exist_ok=True)
+            with (BUILD_FOLDER / f"{self.builds}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                build(self.builds)
+        return Runner(self.command, self.folder, errors)
+
+
+PYTHON: Final = Language(
+    "Python", (SERVICE, USER), (), (sys.executable, "-m", "conformance"), ROOT / "clients" / "python"
+)
+LANGUAGES: Final = (PYTHON,)
