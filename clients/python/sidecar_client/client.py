@@ -20,6 +20,7 @@ from sidecar_client.messages import BatchItem, MessageOptions
 from sidecar_client.retries import BASE_S, CAP_S, Retries
 from sidecar_client.sender import Sender
 from sidecar_client.sender_core import SenderLimits, StreamCancellation
+from sidecar_client.tracing import trace_context
 from sidecar_client.values import (
     BroadcastResult,
     BroadcastScope,
@@ -287,9 +288,10 @@ class AsyncSidecarClient:
             max_attempts=self._settings.max_attempts,
             uniform=self._uniform,
         )
+        metadata = call.metadata + trace_context()
         while True:
             try:
-                answer = await method(call.request, metadata=call.metadata, timeout=max(deadline - loop.time(), 0.001))
+                answer = await method(call.request, metadata=metadata, timeout=max(deadline - loop.time(), 0.001))
                 return call.read(answer)
             except grpc.aio.AioRpcError as failed:
                 error = error_from_call(failed)

@@ -21,6 +21,7 @@ from sidecar_client.messages import BatchItem, MessageOptions
 from sidecar_client.retries import BASE_S, CAP_S, Retries
 from sidecar_client.sender_core import SenderLimits, StreamCancellation
 from sidecar_client.sync_sender import SyncSender
+from sidecar_client.tracing import trace_context
 from sidecar_client.values import (
     BroadcastResult,
     BroadcastScope,
@@ -260,10 +261,11 @@ class SidecarClient:
             max_attempts=self._settings.max_attempts,
             uniform=self._uniform,
         )
+        metadata = call.metadata + trace_context()
         while True:
             left_s = max(deadline - time.monotonic(), 0.001)
             try:
-                return call.read(method(call.request, metadata=call.metadata, timeout=left_s))
+                return call.read(method(call.request, metadata=metadata, timeout=left_s))
             except grpc.RpcError as failed:
                 error = error_from_call(failed)
             wait_s = retries.wait_s(error, time.monotonic())

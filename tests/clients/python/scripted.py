@@ -46,6 +46,7 @@ class ScriptedSidecar:
         self._script = script
         self.requests: list[Any] = []
         self.time_left_s: list[float] = []
+        self.metadata: list[dict[str, Any]] = []
         self.asked = asyncio.Event()
         self.target = ""
 
@@ -53,6 +54,7 @@ class ScriptedSidecar:
         act = self._script[min(len(self.requests), len(self._script) - 1)]
         self.requests.append(request)
         self.time_left_s.append(call.time_remaining())
+        self.metadata.append(dict(call.invocation_metadata()))
         self.asked.set()
         answer = act(request, call)
         if inspect.isawaitable(answer):
