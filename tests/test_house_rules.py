@@ -17,7 +17,11 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 PYTHON = [
     *SOURCES,
     *TESTS,
-    *(p for name in ("benchmarks", "clients/python", "examples", "scripts") for p in (ROOT / name).rglob("*.py")),
+    *(
+        p
+        for name in ("benchmarks", "clients/conformance", "clients/python", "examples", "scripts")
+        for p in (ROOT / name).rglob("*.py")
+    ),
 ]
 WRITTEN = ("sidecar", "tests", "proto", "packages", "clients", "examples", "scripts", "docs", "benchmarks", ".ci")
 """The folders of what people write; those that tools fill are none of them."""

@@ -7,9 +7,10 @@ from concurrent.futures import TimeoutError as NoAnswer
 from itertools import count
 from typing import Any, Final
 
+from clients.conformance.languages import SERVICE
+from clients.conformance.runners import ANSWER_TIMEOUT_S, Answer, Runner
 from tests.clients.conformance.matching import fill, mismatch
-from tests.clients.conformance.runners import ANSWER_TIMEOUT_S, Answer, Runner
-from tests.clients.conformance.scenarios import SERVICE, Scenario
+from tests.clients.conformance.scenarios import Scenario
 from tests.clients.conformance.world import World
 
 _plays = count(1)

@@ -8,8 +8,9 @@ from typing import Any, Final
 
 import yaml
 
+from clients.conformance.languages import SERVICE, USER
+
 FOLDER: Final = Path(__file__).resolve().parents[3] / "clients" / "conformance"
-SERVICE, USER = "service", "user"
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.clients.conformance.languages import PYTHON, Language
+from clients.conformance.languages import PYTHON, SERVICE, Language
+from clients.conformance.runners import Runner
 from tests.clients.conformance.play import Play
-from tests.clients.conformance.runners import Kept
-from tests.clients.conformance.scenarios import SERVICE, Scenario
+from tests.clients.conformance.scenarios import Scenario
 from tests.clients.conformance.world import Loop, World
+
+
+class Kept:
+    """A runner that is started when it is asked for, and again where it was lost."""
+
+    def __init__(self, start: Callable[[], Runner]) -> None:
+        self._start = start
+        self._runner: Runner | None = None
+
+    def get(self) -> Runner:
+        if self._runner is None or not self._runner.alive:
+            self.close()
+            self._runner = self._start()
+        return self._runner
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._runner is not None:
+            self._runner.close()
+            self._runner = None
 
 
 class Stage:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.clients.conformance.languages import LANGUAGES, Language
-from tests.clients.conformance.scenarios import FOLDER, SERVICE, Scenario, load_scenarios
+from clients.conformance.languages import LANGUAGES, SERVICE, Language
+from tests.clients.conformance.scenarios import FOLDER, Scenario, load_scenarios
 
 PAGE: Final = Path(__file__).resolve().parents[3] / "docs" / "clients.md"
 PASSED, FAILED, NOT_PLAYED, NOT_ITS_SIDE = "✓", "✗", "not played", ""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.clients.conformance.languages import LANGUAGES, Language
+from clients.conformance.languages import LANGUAGES, Language
 from tests.clients.conformance.scenarios import Scenario, load_scenarios
 from tests.clients.conformance.stage import Stage, staged
 from tests.support.tools import lacking

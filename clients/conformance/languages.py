@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from clients.conformance.runners import Runner
 from scripts.clients import ROOT, build
-from tests.clients.conformance.runners import Runner
-from tests.clients.conformance.scenarios import SERVICE, USER
 
+SERVICE, USER = "service", "user"
 BUILD_FOLDER: Final = ROOT / "build" / "clients"
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from itertools import count
 from pathlib import Path
@@ -93,23 +93,3 @@ class Runner:
 
     def _last_words(self) -> str:
         return f"{self._gone or 'it ended'}: {self._errors.read_text('utf-8', errors='replace')[-2_000:]}"
-
-
-class Kept:
-    """A runner that is started when it is asked for, and again where it was lost."""
-
-    def __init__(self, start: Callable[[], Runner]) -> None:
-        self._start = start
-        self._runner: Runner | None = None
-
-    def get(self) -> Runner:
-        if self._runner is None or not self._runner.alive:
-            self.close()
-            self._runner = self._start()
-        return self._runner
-
-    def close(self) -> None:
-        """Idempotent."""
-        if self._runner is not None:
-            self._runner.close()
-            self._runner = None
