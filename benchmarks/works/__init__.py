@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 from benchmarks.results import Result
 from benchmarks.works import (
     agent_round,
+    clients,
     connect,
     crowd,
     delivery,
@@ -67,6 +68,7 @@ WORKS: Final = {
         2.0,
         token_streams.USERS,
     ),
+    "clients": Work(clients.clients, "messages a second through each client's sender", 2.0),
     "connect": Work(connect.connect, "CPU of a connection: token, manager, audit, welcome", 0.9, connect.CONNECTS),
     "start": Work(start.start, "seconds to SERVING, and VmRSS at rest", 0.5),
     "memory": Work(memory.memory, "memory of an idle connection", 1.5, memory.CONNECTIONS),
