@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from clients.conformance.in_browser import ORIGIN
 from sidecar.security.context_keys import KeyRing
 from sidecar.security.jose import decode_segment, sign
 from tests.clients.conformance.doors import tls_door, unix_door
@@ -50,7 +51,9 @@ class World:
         self._folder = Path(tempfile.mkdtemp(prefix="conformance-"))
         settings = settings.replace("$folder", str(self._folder))
         self._sidecar: RestartingSidecar = loop.run(
-            self._stack.enter_async_context(restarting_sidecar(self._folder, settings))
+            self._stack.enter_async_context(
+                restarting_sidecar(self._folder, settings, SIDECAR_WEBSOCKET__ALLOWED_ORIGINS=f'["{ORIGIN}"]')
+            )
         )
         self._proxies: dict[str, FaultProxy] = {}
         self._tenant = ""
