@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -21,7 +23,9 @@ from tests.integration.test_packaging import (
     dependencies,
     files_of,
     make_environment,
+    run,
 )
+from tests.support.running import RunningSidecar
 
 __all__ = ["dependencies", "make_environment"]
 
@@ -98,6 +102,25 @@ def test_the_source_archive_builds_the_same_wheel(archives: dict[str, Path], tmp
     (project,) = (tmp_path / "source").iterdir()
     rebuilt = build("build_wheel", project, tmp_path / "rebuilt")
     assert rebuilt.read_bytes() == archives["client"].read_bytes()
+
+
+async def test_what_is_built_sends_from_an_empty_project(
+    sidecar: RunningSidecar, tmp_path: Path, make_environment: Callable[[], Environment]
+) -> None:
+    """`python -m build`, as who publishes it does (PEP 517); without isolation, so that nothing is fetched for it."""
+    for project in (PROJECTS["api"], CLIENT):
+        run(sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path / "dist", project)
+    environment = make_environment()
+    environment.install(*(tmp_path / "dist").glob("*.whl"))
+    async with sidecar.user("alice") as alice:
+        arguments = repr((alice.isolation_key, alice.context_token))
+        await asyncio.to_thread(
+            environment.succeeds,
+            "from sidecar_client import SidecarClient\n"
+            f"with SidecarClient(endpoint={sidecar.grpc_target!r}) as client:\n"
+            f"    assert client.send_to_user(*{arguments}, json='installed').sequence == 1\n",
+        )
+        assert (await alice.frame())["data"] == "installed"
 
 
 def test_it_carries_the_licence() -> None:
