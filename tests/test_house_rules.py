@@ -32,7 +32,6 @@ MAX_LINES = 400
 LONG_FILES = {
     "sidecar/core/manager.py",
     "tests/core/test_manager.py",
-    "tests/core/test_manager_machine.py",
     "tests/core/test_outbox.py",
     "tests/rpc/rig.py",
     "tests/rpc/test_deliver.py",

@@ -45,6 +45,8 @@ class LeapingLoop(asyncio.SelectorEventLoop):
         super().__init__()
         self.answers = 0
         self.answered = asyncio.Event()
+        self.after_answer: Callable[[], None] | None = None
+        """Called once, in the step in which the next is given."""
 
     def time(self) -> float:
         return super().time() + self.leapt_s
@@ -58,6 +60,9 @@ class LeapingLoop(asyncio.SelectorEventLoop):
 
     def _answer(self, callback: Callable[..., None], *arguments: Any) -> None:
         callback(*arguments)
+        if self.after_answer is not None:
+            then, self.after_answer = self.after_answer, None
+            then()
         self.answers += 1
         self.answered.set()
 
@@ -247,6 +252,14 @@ class Stage:
     def after_crash(self, folder: Path) -> Stage:
         """The next life, had it been killed now. This one can go on: the next has copies of its files."""
         return Stage(self.copy(folder), limits=self.core.factory.limits, at=self.core.clock.now(), life=self.life + 1)
+
+    async def written(self) -> None:
+        """Once nothing that was asked of the store is left, well or not."""
+        done = asyncio.Event()
+        while not self.store.when_written(done.set):
+            async with asyncio.timeout(TIMEOUT_S):
+                await done.wait()
+            done.clear()
 
     def resume(self, manager: IsolatedWebSocketManager, last_sequence: int) -> tuple[bool, list[bytes]]:
         """A client comes back that has everything up to there: whether it is `full`, and what it is given."""
