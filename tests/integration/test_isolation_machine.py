@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 
 from tests.integration.isolation.aims import Operation
-from tests.integration.isolation.programs import FIRST, PEOPLE, PROGRAMS, TOUR
+from tests.integration.isolation.programs import FIRST, HOMECOMING, PEOPLE, PROGRAMS, TOUR
 from tests.integration.isolation.setting import OPERATOR, environment
 from tests.integration.isolation.world import World
 from tests.support.running import RunningSidecar, running_sidecar
@@ -35,6 +35,8 @@ ALWAYS_SEEN = {
     *("ended client_closed", "ended closed_by_service", "ended cleaned_up", "ended disconnected"),
     *("refused ISOLATION_VIOLATION", "refused MANAGER_GONE", "refused SCOPE_MISSING", "refused TOKEN_REVOKED"),
     *("answered BAD_REQUEST", "answered LANE_NOT_OPEN"),
+    *("came back after a cut", "came back early", "came back late", "came back ahead", "came in as another"),
+    *("recovered full", "recovered gap", "replayed", "missed acknowledged", "sent with a former token", "closed 4503"),
 }
 """A run that has not seen these has tested nothing."""
 
@@ -89,6 +91,7 @@ FAILURES = Failures()
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
 )
 @example(program=TOUR)
+@example(program=HOMECOMING)
 @given(program=PROGRAMS)
 async def test_nobody_hears_or_changes_another(sidecar: RunningSidecar, program: list[list[Operation]]) -> None:
     if FAILURES.settled(repr(program)):

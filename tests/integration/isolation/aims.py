@@ -26,6 +26,8 @@ class By(Enum):
 
     OWN = "own"
     """What its client was given."""
+    FORMER = "former"
+    """What its client was given before it last came back, if it did."""
     WIDE = "wide"
     """A service's, with every scope."""
     NARROW = "narrow"
@@ -66,7 +68,7 @@ class Aim:
         match self.by:
             case By.OWN | By.GUESS:
                 return context.tokens["own"]
-            case By.WIDE | By.NARROW:
+            case By.WIDE | By.NARROW | By.FORMER:
                 return context.tokens.get(self.by.value, context.tokens["own"])
             case By.OTHER:
                 return other.tokens["own"]

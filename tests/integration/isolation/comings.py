@@ -36,7 +36,7 @@ class Connect(Operation):
         person.connects += 1
         before = [context for context in world.of_person(person) if not context.ended]
         greeting = await world.hello(person, brief=self.brief, slow=self.slow)
-        context = _arrived(world, person, before, greeting, brief=self.brief, slow=self.slow)
+        context = arrived(world, person, before, greeting, brief=self.brief, slow=self.slow)
         if context is None:
             return
         if self.brief:
@@ -47,7 +47,7 @@ class Connect(Operation):
             )
 
 
-def _arrived(
+def arrived(
     world: World, person: Person, before: Iterable[Context], greeting: Any, *, brief: bool = False, slow: bool = False
 ) -> Context | None:
     """A new context, or a refusal that the limit explains."""
@@ -123,8 +123,9 @@ class Join(Operation):
         if greeting.code == 4504 and person is context.person and mirrors + context.joins >= SOCKETS_PER_MANAGER:
             self._full(world, context)
             return
-        self._denied(world, person, context, was_ended)
-        fresh = _arrived(world, person, before, greeting, brief=self.brief)
+        denied(world, "mirror", person, context, was_ended)
+        context.joins_refused += person is context.person
+        fresh = arrived(world, person, before, greeting, brief=self.brief)
         if fresh is not None:
             assert greeting.welcome["recovery"] == "denied"
             if self.brief:
@@ -154,21 +155,22 @@ class Join(Operation):
         world.trail.expect_either(full, ("connect_refused", "user_limit", *who))
         world.trail.optional["resume_denied", "mirror", "not_found", *who] += 1
 
-    def _denied(self, world: World, person: Person, context: Context, was_ended: bool) -> None:
-        who = (person.tenant, person.subject)
-        found = ("resume_denied", "mirror", "not_yours", *who)
-        lost = ("resume_denied", "mirror", "not_found", *who)
-        if person is context.person:
-            if not (context.may_end or context.ended):
-                raise Isolation(f"{person} was denied {context}")
-            context.joins_refused += 1
-            world.trail.expect(*lost)
-        elif was_ended:
-            world.trail.expect(*lost)
-        elif context.may_end:
-            world.trail.expect_either(found, lost)
-        else:
-            world.trail.expect(*found)
+
+def denied(world: World, kind: str, person: Person, context: Context, was_ended: bool) -> None:
+    """A resume token led nowhere: its context has ended, or is somebody else's."""
+    who = (person.tenant, person.subject)
+    found = ("resume_denied", kind, "not_yours", *who)
+    lost = ("resume_denied", kind, "not_found", *who)
+    if person is context.person:
+        if not (context.may_end or context.ended):
+            raise Isolation(f"{person} was denied {context}")
+        world.trail.expect(*lost)
+    elif was_ended:
+        world.trail.expect(*lost)
+    elif context.may_end:
+        world.trail.expect_either(found, lost)
+    else:
+        world.trail.expect(*found)
 
 
 @dataclass(frozen=True)
@@ -192,8 +194,8 @@ class Leave(Operation):
                 context.may_close("client_closed", 1000, 1001)
         if self.abruptly:
             await screen.abort()
-        elif await screen.leave() == 1000 and screen is context.primary:
-            context.ended = True
+        elif await screen.leave() == 1000 and screen is context.primary and not context.returns:
+            context.ended = True  # had its client come back meanwhile, the close of a fenced socket would say nothing
 
 
 @dataclass(frozen=True)

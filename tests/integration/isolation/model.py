@@ -65,6 +65,8 @@ class Token:
     claimed: Person | None = None
     """Who the token says the user is, where that is not the owner of the context that it names."""
     family: Family = field(default_factory=Family)
+    former: bool = False
+    """Its client came back since, and was given another."""
 
 
 @dataclass(eq=False)
@@ -74,6 +76,8 @@ class Context:
     person: Person
     welcome: dict[str, Any] = field(repr=False)
     primary: Screen = field(init=False, repr=False)
+    primaries: list[Screen] = field(default_factory=list, repr=False)
+    """All that there ever were; all but one are fenced, or were lost before."""
     mirrors: list[Screen] = field(default_factory=list, repr=False)
     tokens: dict[str, Token] = field(default_factory=dict, repr=False)
     may_end: bool = False
@@ -97,6 +101,15 @@ class Context:
     joins: int = 0
     """Begun in this step."""
     joins_refused: int = 0
+    returns: int = 0
+    """Of its client, begun in this step."""
+    returns_refused: int = 0
+    attempt: int = 0
+    """The highest that a hello of its client has named."""
+    seen_attempt: int = 0
+    """The highest that the sidecar is known to have seen."""
+    claimed: int = 0
+    """Up to here its client may have acknowledged, by a frame or as it came back."""
     offered: dict[str, set[str]] = field(default_factory=dict, repr=False)
     """Which payloads were offered under each message_id."""
 
@@ -117,6 +130,14 @@ class Context:
         return [self.primary, *self.mirrors]
 
     @property
+    def former_primaries(self) -> list[Screen]:
+        return [screen for screen in self.primaries if screen is not self.primary]
+
+    @property
+    def all_screens(self) -> list[Screen]:
+        return [*self.primaries, *self.mirrors]
+
+    @property
     def flowing(self) -> bool:
         """Its client is there and reads."""
         return not (self.ended or self.may_end or self.may_detach or self.may_stall)
@@ -132,6 +153,12 @@ class Context:
         self.may_detach = True
         self.may_close("resume_window_over", *DETACHED_CODES)
         self.end_reasons.add("replaced")
+
+    def attach(self, screen: Screen) -> None:
+        """A primary was welcomed: the one, unless a later attempt was before it."""
+        self.primaries.append(screen)
+        if len(self.primaries) == 1 or screen.attempt > self.primary.attempt:
+            self.primary = screen
 
     def take(self, sequence: int, attempt: Attempt, duplicate: bool) -> None:
         """A receipt said so: one message, one sequence; one sequence, one message."""

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from tests.integration.isolation.aims import Aim, By, Operation
 from tests.integration.isolation.comings import Acknowledge, Connect, Crowd, Intrude, Join, Leave
 from tests.integration.isolation.ends import CleanUp, Close, Disconnect
+from tests.integration.isolation.returns import Impersonate, Return, ReturnAhead, ReturnLate
 from tests.integration.isolation.sends import Batch, Body, Broadcast, Emit, Send, Stall, Thaw
 from tests.integration.isolation.streams import Deliver, Open, Say, Shut
 from tests.integration.isolation.tokens import Exchange, Look, LookAround, Refresh, Revoke, Stats
@@ -16,7 +17,7 @@ PEOPLE = 2
 WHO = st.integers(0, 11)
 CONTEXTS = st.integers(0, 19)
 RARELY = st.sampled_from([False] * 9 + [True])
-GOOD = st.builds(Aim, CONTEXTS, st.sampled_from([By.OWN, By.OWN, By.WIDE]), user=st.sampled_from(["", "own"]))
+GOOD = st.builds(Aim, CONTEXTS, st.sampled_from([By.OWN, By.FORMER, By.WIDE]), user=st.sampled_from(["", "own"]))
 BAD = st.builds(Aim, CONTEXTS, st.sampled_from(list(By)), CONTEXTS, st.sampled_from(["", "", "own", "other"]))
 AIMS = GOOD | BAD
 WIDE = st.builds(Aim, CONTEXTS, st.just(By.WIDE))
@@ -47,6 +48,13 @@ COMINGS = (
     | st.builds(Intrude, WHO, st.sampled_from(["foreign tenant", "not.a.token", ""]))
     | st.builds(Join, CONTEXTS, st.none() | st.none() | WHO, RARELY)
 )
+RETURNS = (
+    st.builds(Return, CONTEXTS, st.booleans(), st.integers(0, 5), st.sampled_from([0, 0, 1, 5]))
+    | st.builds(Return, CONTEXTS)
+    | st.builds(ReturnLate, CONTEXTS, st.integers(0, 2))
+    | st.builds(ReturnAhead, CONTEXTS)
+    | st.builds(Impersonate, CONTEXTS, WHO)
+)
 GOINGS = (
     st.builds(Leave, CONTEXTS, st.integers(0, 9), st.booleans())
     | st.builds(Close, AIMS | WIDE, st.sampled_from([0, 4900, 4999]))
@@ -64,7 +72,7 @@ OTHERS = (
     | st.builds(Stall, CONTEXTS, st.integers(0, 10))
     | st.builds(Thaw, CONTEXTS)
 )
-OPERATIONS = SENDS | SENDS | SENDS | COMINGS | GOINGS | OTHERS
+OPERATIONS = SENDS | SENDS | SENDS | COMINGS | GOINGS | RETURNS | OTHERS
 STEPS = st.lists(OPERATIONS, min_size=1, max_size=20) | st.lists(OPERATIONS, min_size=12, max_size=20)
 PROGRAMS = st.lists(STEPS, min_size=1, max_size=6) | st.lists(STEPS, min_size=5, max_size=7)
 FIRST: list[list[Operation]] = [
@@ -89,3 +97,12 @@ TOUR: list[list[Operation]] = [
     [Send(Aim(3)), Send(Aim(4))],
 ]
 """One of nearly everything, with outcomes that no race decides."""
+HOMECOMING: list[list[Operation]] = [
+    [Send(Aim(number)) for number in (1, 3, 3, 4)],
+    [Return(1, missed=3), Return(3, early=True, missed=2), Acknowledge(4)],
+    [Send(Aim(1, By.FORMER)), Send(Aim(3, By.FORMER)), Send(Aim(4)), Broadcast(Aim(1, By.WIDE), tenant=True)],
+    [ReturnLate(1), Impersonate(1, 3), Impersonate(3, 0), ReturnAhead(5), Return(4, behind=2)],
+    [Return(number, early=True) for number in (6, 6, 6)] + [Send(Aim(6)) for _ in range(5)],
+    [Return(1, missed=1), Send(Aim(1, By.FORMER)), Send(Aim(5)), Send(Aim(6))],
+]
+"""Clients come back in every way, and others are kept out."""

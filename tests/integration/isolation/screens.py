@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from tests.integration.isolation.model import Attempt
 
+TAKEN_OVER = 4503
 PATIENCE_S = 10.0
 SLOW_BUFFER_BYTES = 4_096
 ABORTED = 1006
@@ -48,18 +49,26 @@ class Screen:
         *,
         mirror: bool,
         slow: bool = False,
+        attempt: int = 0,
+        promised: int = 0,
     ) -> None:
+        """`attempt` is the resume's, 0 for none; then everything up to `promised` is known to have been accepted."""
         self.attach_id = str(welcome["attach_id"])
+        self.recovery = str(welcome["recovery"])
+        self.attempt = attempt
         self.mirror = mirror
         self.slow = slow
         self.last = int(welcome["sequence"])
         self.messages: dict[int, Attempt] = {}
-        self.gaps: list[tuple[int, int]] = []
+        self.gaps: list[tuple[int, int, str]] = []
+        self.fenced_from: int | None = None
+        """Another had taken its place before the attempt of that number was made."""
         self.closed: int | None = None
         self.leaving = False
         self.close_codes: set[int] = set()
         self.fault: BaseException | None = None
         self._first = self.last
+        self._promised = promised if self.recovery == "full" else 0
         self._connection = connection
         self._context = context
         self._attempts = attempts
@@ -95,6 +104,7 @@ class Screen:
 
     async def acknowledge(self) -> None:
         """Acknowledge all that came, and wait until the sidecar has read it: it answers in order."""
+        self._context.claimed = max(self._context.claimed, self.last)
         with suppress(ConnectionClosed):
             await self._connection.send(json.dumps({"type": "ack", "sequence": self.last}))
         await self.probe()
@@ -191,6 +201,8 @@ class Screen:
         assert data["user"] in ({person.subject} if attempt.reach != "tenant" else {None})
         if sequence != self.last + 1:
             raise Isolation(f"{self} was sent {sequence} after {self.last}")
+        if self.fenced_from is not None and attempt.number >= self.fenced_from:
+            raise Isolation(f"{self} was sent {attempt}, and another had taken its place before")
         if attempt.message_id:
             assert frame["id"] == attempt.message_id
         assert frame.get("critical", False) is attempt.critical
@@ -200,22 +212,39 @@ class Screen:
     def _miss(self, frame: dict[str, Any]) -> None:
         if self.mirror or frame["from"] != self.last + 1 or frame["to"] < frame["from"]:
             raise Isolation(f"{self} was told of the gap {frame} after {self.last}")
-        assert frame["reason"] == "expired"
-        self.gaps.append((frame["from"], frame["to"]))
-        self.last = frame["to"]
+        first, last, reason = frame["from"], frame["to"], frame["reason"]
+        if first <= self._promised:
+            raise Isolation(f"{self} was promised all up to {self._promised}, and told of the gap {frame}")
+        match reason:
+            case "acknowledged":
+                assert last <= self._context.claimed, f"{self}: {frame}, and {self._context.claimed} was acknowledged"
+            case "evicted":  # it had been written to the one before, and was lost on the way
+                assert self.recovery == "gap", f"{self}: {frame}"
+            case _:
+                assert reason == "expired"
+        self.gaps.append((first, last, reason))
+        self.last = last
+
+    @property
+    def missed(self) -> dict[int, str]:
+        """What was announced as not kept, and why."""
+        return {sequence: reason for first, last, reason in self.gaps for sequence in range(first, last + 1)}
 
     def check(self) -> None:
         """What holds of all that came so far."""
         if self.fault is not None:
             raise self.fault
-        missed = sum(last - first + 1 for first, last in self.gaps)
-        assert self.last - self._first - len(self.messages) == missed
+        missed = self.missed
+        assert self.last - self._first - len(self.messages) == len(missed)
         for sequence, attempt in self.messages.items():
             assert attempt.answer == "ok", f"{self} was sent {attempt}, which was refused {attempt.answer}"
             accepted = self._context.accepted.get(sequence)
             if accepted not in {None, attempt}:
                 raise Isolation(f"{sequence} on {self} is {attempt}, where the receipt was for {accepted}")
-        for sequence in (sequence for first, last in self.gaps for sequence in range(first, last + 1)):
-            lost = self._context.accepted[sequence]
-            assert lost.ttl_s is not None, f"{lost} is announced as expired"
-            assert not lost.critical
+        for sequence, reason in missed.items():
+            lost = self._context.accepted.get(sequence)
+            if reason == "expired":
+                assert lost is not None
+                assert lost.ttl_s is not None, f"{lost} is announced as expired"
+            if reason != "acknowledged" and lost is not None:
+                assert not lost.critical

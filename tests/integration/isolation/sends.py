@@ -85,6 +85,7 @@ class Sending:
         """The answer, a receipt or a reason, must be one that this message may have."""
         if not answer.reason:
             judge(self._world, answer, self.credential, self._scope, self._method)
+            self._world.seen["sent with a former token"] += self.credential.token.former
             self._taken(answer.value)
             return
         if answer.reason in {"OUTBOX_FULL", "BAD_REQUEST", "MESSAGE_ID_REUSED"}:
@@ -272,14 +273,14 @@ class Stall(Operation):
             mirror.close_codes.add(4003)
         context.primary.pause()
         for _ in range(ENOUGH_BIG):
-            state = await _send(world, context, Body(size=BIG_BYTES))
+            state = await send_as_observer(world, context, Body(size=BIG_BYTES))
             if state != types_pb2.DELIVERY_STATE_WRITTEN:
                 break
         for body in [*SOON_OVER, *[Body(size=BIG_BYTES)] * self.more]:
-            await _send(world, context, body)
+            await send_as_observer(world, context, body)
 
 
-async def _send(world: World, context: Context, body: Body) -> int:
+async def send_as_observer(world: World, context: Context, body: Body) -> int:
     """Send with a token that is always good; the state, or 0 for a refusal."""
     sending = Sending(world, Credential(context.key, world.observer(context)), body, "SendToUser")
     request = pb.SendToUserRequest(isolation_key=context.key, message=sending.message)

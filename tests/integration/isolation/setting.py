@@ -55,5 +55,5 @@ def environment(folder: Path) -> dict[str, str]:
         "SIDECAR_OUTBOX__MAX_MESSAGES": str(MAX_MESSAGES),
         "SIDECAR_OUTBOX__MAX_BYTES": "524288",
         "SIDECAR_OUTBOX__CRITICAL_RESERVE": str(CRITICAL_RESERVE),
-        "SIDECAR_OUTBOX__RESUME_WINDOW_S": "0.3",
+        "SIDECAR_OUTBOX__RESUME_WINDOW_S": "1",
     }

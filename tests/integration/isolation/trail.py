@@ -195,6 +195,7 @@ def _check_contexts(records: list[Record], known: dict[str, Context], people: li
         "context_opened": lives.opened,
         "context_closed": lives.closed,
         "mirror_joined": lives.joined,
+        "context_resumed": lives.resumed,
         "token_minted": lives.minted,
         "socket_closed": lives.socket_closed,
         "limit_enforced": lives.enforced,
@@ -217,6 +218,7 @@ class _Lives:
         self._opened: dict[str, Record] = {}
         self._closed: dict[str, Record] = {}
         self._joined: dict[str, Record] = {}
+        self._resumed: dict[str, Record] = {}
         self._minted: Counter[str] = Counter()
         self._sockets_closed: Counter[str] = Counter()
         self._codes: dict[str, int] = {}
@@ -231,7 +233,7 @@ class _Lives:
             person = context.person
             assert (record["tenant_id"], record["user_id"]) == (person.tenant, person.subject)
             assert record["session_id"] == context.welcome["session_id"]
-            assert record["attach_id"] == context.primary.attach_id
+            assert record["attach_id"] == context.welcome["attach_id"]
 
     def closed(self, record: Record) -> None:
         name = record["connection_id"]
@@ -245,6 +247,10 @@ class _Lives:
     def joined(self, record: Record) -> None:
         assert record["attach_id"] not in self._joined, record
         self._joined[record["attach_id"]] = record
+
+    def resumed(self, record: Record) -> None:
+        assert record["attach_id"] not in self._resumed, record
+        self._resumed[record["attach_id"]] = record
 
     def minted(self, record: Record) -> None:
         self._minted[record["attach_id"]] += 1
@@ -269,7 +275,7 @@ class _Lives:
 
     def _check_sockets(self, unknown: list[Record]) -> None:
         contexts = self._known.values()
-        screens = {screen.attach_id: screen for context in contexts for screen in context.screens}
+        screens = {screen.attach_id: screen for context in contexts for screen in context.all_screens}
         mirrors = {mirror.attach_id: context for context in contexts for mirror in context.mirrors}
         for name, context in mirrors.items():
             assert self._joined[name]["connection_id"] == context.connection_id
@@ -277,11 +283,27 @@ class _Lives:
         never = Counter(self._joined[name]["connection_id"] for name in self._joined.keys() - mirrors.keys())
         for name, count in never.items():
             assert count <= self._known[name].joins_refused
-        primaries = [context.primary.attach_id for context in contexts] + [record["attach_id"] for record in unknown]
-        _check_equal("token_minted", self._minted, Counter(primaries) + Counter(self._joined.keys()))
-        _check_equal("socket_closed", self._sockets_closed, Counter(primaries) + Counter(mirrors.keys()))
+        self._check_returns()
+        opened = [str(context.welcome["attach_id"]) for context in contexts]
+        opened += [record["attach_id"] for record in unknown]
+        given = Counter(opened) + Counter(self._joined.keys()) + Counter(self._resumed.keys())
+        _check_equal("token_minted", self._minted, given)
+        back = [screen.attach_id for context in contexts for screen in context.primaries if screen.attempt]
+        closed = Counter(opened) + Counter(back) + Counter(mirrors.keys())
+        _check_equal("socket_closed", self._sockets_closed, closed)
         for name, screen in screens.items():
             assert screen.leaving or self._codes[name] == screen.closed, f"{screen}: {self._codes[name]}"
+
+    def _check_returns(self) -> None:
+        """Each that was welcomed back was recorded before; one that was recorded and not welcomed was refused then."""
+        never = dict(self._resumed)
+        for context in self._known.values():
+            for screen in context.primaries:
+                if screen.attempt:
+                    record = never.pop(screen.attach_id)
+                    assert (record["connection_id"], record["attempt"]) == (context.connection_id, screen.attempt)
+        for name, count in Counter(record["connection_id"] for record in never.values()).items():
+            assert count <= self._known[name].returns_refused
 
 
 def _check_equal(event: str, found: Counter[str], expected: Counter[str]) -> None:

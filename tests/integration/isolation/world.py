@@ -29,7 +29,7 @@ from tests.integration.isolation.model import (
     Person,
     Token,
 )
-from tests.integration.isolation.screens import PATIENCE_S, Screen, dial
+from tests.integration.isolation.screens import PATIENCE_S, TAKEN_OVER, Screen, dial
 from tests.integration.isolation.setting import COLOURS, MAX_MESSAGES, OTHER_ISSUER, tenant_of
 from tests.integration.isolation.trail import ExpectedTrail
 from tests.security.forge import read
@@ -54,6 +54,8 @@ class World:
         """Messages with a caller's message_id, that may be sent again."""
         self.broadcasts: list[tuple[int, Attempt, bool]] = []
         """The step, the message, and whether some manager refused it."""
+        self.returned: list[tuple[Screen, int]] = []
+        """The sockets with which clients came back, and the number of attempts by then."""
         self.step = 0
         self.nobody = Token("", fault="LANE_NOT_OPEN")
         self.trail = ExpectedTrail(sidecar.audit_path, self._barrier)
@@ -134,12 +136,38 @@ class World:
             context.may_be_left()
         if person.disconnecting:
             context.may_close("disconnected", 4505)
-        context.primary = Screen(greeted.connection, context, greeted.welcome, self.attempts, mirror=False, slow=slow)
+        context.attach(Screen(greeted.connection, context, greeted.welcome, self.attempts, mirror=False, slow=slow))
         context.primary.close_codes |= {4000} if brief else set()
         context.tokens["own"] = Token(str(greeted.welcome["context_token"]), context, CLIENT_SCOPES)
         self._observers[context.connection_id] = self.signed(context)
         self.contexts.append(context)
         return context
+
+    def welcomed_back(self, context: Context, greeted: Greeted, *, attempt: int, promised: int, slow: bool) -> Screen:
+        """A new primary of a context that is known: the others are fenced, but for those of a later attempt."""
+        welcome = greeted.welcome
+        for name in ("connection_id", "isolation_key", "session_id", "resume_token"):
+            if welcome[name] != context.welcome[name]:
+                raise Isolation(f"{context} came back with another {name}")
+        screen = Screen(
+            *(greeted.connection, context, welcome, self.attempts),
+            mirror=False,
+            slow=slow,
+            attempt=attempt,
+            promised=promised,
+        )
+        context.seen_attempt = max(context.seen_attempt, attempt)
+        if context.attempt > attempt:
+            screen.close_codes.add(TAKEN_OVER)
+        context.attach(screen)
+        for former in context.former_primaries:
+            former.unpause()
+            if former.fenced_from is None:
+                former.fenced_from = len(self.attempts)
+        context.tokens["former"] = context.tokens["own"]
+        context.tokens["former"].former = True
+        context.tokens["own"] = Token(str(welcome["context_token"]), context, CLIENT_SCOPES)
+        return screen
 
     # Between steps
 
@@ -157,11 +185,13 @@ class World:
             person.connects = 0
             person.disconnecting = False
         for context in self.contexts:
-            context.joins = 0
+            context.joins = context.returns = 0
 
     async def settle(self) -> None:
         """Nothing is under way: what holds now."""
         for context in self.contexts:
+            for former in context.former_primaries:
+                await former.end()
             if not context.ended:
                 await self._look(context)
         await self._count()
@@ -174,13 +204,13 @@ class World:
     def check_faults(self) -> None:
         """A frame on the wrong screen tells more than whatever it brought about."""
         for context in self.contexts:
-            for screen in context.screens:
+            for screen in context.all_screens:
                 if screen.fault is not None:
                     raise screen.fault
 
     def check_screens(self) -> None:
         for context in self.contexts:
-            for screen in context.screens:
+            for screen in context.all_screens:
                 screen.check()
 
     async def _look(self, context: Context) -> None:
@@ -230,12 +260,18 @@ class World:
         await primary.probe()
         if primary.last != stats.messages_sent_total:
             raise Isolation(f"{primary} has more than the {stats.messages_sent_total} that were accepted")
-        on_screen = set(primary.messages.values())
-        for attempt in context.owed:
-            if attempt not in on_screen:
-                raise Isolation(f"the broadcast {attempt} did not reach {context}")
-        lost = {sequence for first, last in primary.gaps for sequence in range(first, last + 1)}
-        assert context.accepted.keys() <= primary.messages.keys() | lost
+        if primary.recovery == "gap" and not primary.gaps:
+            raise Isolation(f"{primary} was told that something is missing, and nothing is")
+        came = {sequence: attempt for screen in context.primaries for sequence, attempt in screen.messages.items()}
+        lost = {sequence: reason for screen in context.primaries for sequence, reason in screen.missed.items()}
+        on_screen = set(came.values())
+        # No receipt says which sequence a broadcast has: it may be one that was lost on its way to the one before.
+        evicted = sum(reason == "evicted" and sequence not in context.accepted for sequence, reason in lost.items())
+        missing = [attempt for attempt in context.owed if attempt not in on_screen]
+        if len(missing) > evicted:
+            raise Isolation(f"the broadcasts {missing} did not reach {context}")
+        if not context.accepted.keys() <= came.keys() | lost.keys():
+            raise Isolation(f"{context} lost {sorted(context.accepted.keys() - came.keys() - lost.keys())}")
 
     async def stats(self, context: Context) -> Any:
         """The context's counters; None once it has ended."""
@@ -278,7 +314,7 @@ class World:
         await self.settle()
         await self.disconnect_everybody()
         for context in self.contexts:
-            for screen in context.screens:
+            for screen in context.all_screens:
                 await screen.end()
         self.check_screens()
         stats = await self.service.factory_stats()
@@ -293,12 +329,16 @@ class World:
         seen.update(f"refused {reason}" for reason, _ in self.trail.refusals.elements())
         seen.update(f"ended {record['reason']}" for record in self.trail.records if record["event"] == "context_closed")
         seen.update(f"answered {one.answer}" for one in self.attempts.values() if one.answer)
+        for screen, asked in self.returned:
+            seen[f"recovered {screen.recovery}"] += 1
+            seen["replayed"] += sum(attempt.number < asked for attempt in screen.messages.values())
+            seen.update(f"missed {reason}" for reason in screen.missed.values())
         for context in self.contexts:
             seen["duplicates"] += context.duplicates
             seen["mirrors"] += len(context.mirrors)
             seen["refused joins"] += context.joins_refused
             seen["broadcasts"] += len(context.owed)
-            for screen in context.screens:
+            for screen in context.all_screens:
                 seen["frames"] += len(screen.messages)
                 seen["gaps"] += len(screen.gaps)
                 seen[f"closed {screen.closed}"] += 1
@@ -307,7 +347,7 @@ class World:
         for person in self.people:
             for context in self.of_person(person):
                 context.may_close("disconnected", 4505)
-                for screen in context.screens:
+                for screen in context.all_screens:
                     screen.unpause()
             request = admin_pb.DisconnectUserRequest(tenant_id=person.tenant, user_id=person.subject)
             await self.service.admin.DisconnectUser(request, metadata=self.service.as_operator)
@@ -317,7 +357,7 @@ class World:
         """After a failure: leave nothing to the next example."""
         await self.disconnect_everybody()
         for context in self.contexts:
-            for screen in context.screens:
+            for screen in context.all_screens:
                 with suppress(Isolation):
                     await screen.abort()
         # So many bad tokens that some are counted: once that is told, so is all that was counted before.
