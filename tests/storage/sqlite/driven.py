@@ -48,7 +48,13 @@ class Driven:
         """What waits becomes a batch that gets no further, until it is written or fails."""
         self.held = True
         self.stage.disk.hold()  # before the loop runs, which hands it over
-        self.run(self.stage.disk.held())
+        self.run(self._hold())
+
+    async def _hold(self) -> None:
+        held, refused = asyncio.create_task(self.stage.disk.held()), asyncio.create_task(self.stage.written())
+        await asyncio.wait((held, refused), return_when=asyncio.FIRST_COMPLETED)
+        refused.cancel()
+        assert held.done(), "nothing that waits is to be written"
 
     def write(self) -> None:
         """All that waits is written."""

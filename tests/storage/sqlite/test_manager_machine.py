@@ -19,6 +19,7 @@ from tests.core.manager_model import LIMITS, Modelled
 from tests.storage.sqlite.driven import Driven
 
 FACTOR = int(os.environ.get("SIDECAR_TEST_EXAMPLES", "1"))
+SOME = st.lists(st.integers(0, 1), max_size=3)
 FAILURES = {sqlite3.SQLITE_FULL: ErrorReason.STORAGE_UNAVAILABLE, sqlite3.SQLITE_IOERR: ErrorReason.OUTCOME_UNKNOWN}
 
 
@@ -55,10 +56,11 @@ class OnSqlite(OneUser):
         self.under_way = [one for one in self.both if one.unconfirmed]
 
     @precondition(lambda self: self.waiting)
-    @rule(code=st.sampled_from(sorted(FAILURES)), again=st.lists(st.integers(0, 1), max_size=2))
-    def store_fails(self, code: int, again: list[int]) -> None:
+    @rule(code=st.sampled_from(sorted(FAILURES)), behind=SOME, again=SOME)
+    def store_fails(self, code: int, behind: list[int], again: list[int]) -> None:
         if not self.driven.held:
             self.store_is_slow()
+        self.send_to(behind)
         self.driven.fail(code, lambda: self.told_of_failure(FAILURES[code], again))
         self.all_confirmed()
 
@@ -70,7 +72,10 @@ class OnSqlite(OneUser):
             self.check_failed(failed, reason)
             assert one.manager.outbox.head == one.confirmed
         self.under_way = []
-        for which in again:
+        self.send_to(again)
+
+    def send_to(self, those: list[int]) -> None:
+        for which in those:
             self.send_one(self.both[which], b"1", "", False, None)
 
     def all_confirmed(self) -> None:
