@@ -1,6 +1,7 @@
 """The machine of resumes over a real store: the same model, and what a client would find after a crash.
 
-SIDECAR_TEST_EXAMPLES=N runs N times as many examples.
+SIDECAR_TEST_EXAMPLES=N runs N times as many examples, and looks for the shortest story of a failure, which takes
+minutes over a disk.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import os
 import sqlite3
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
@@ -20,7 +21,8 @@ FACTOR = int(os.environ.get("SIDECAR_TEST_EXAMPLES", "1"))
 FAILURES = [sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR]
 
 
-pytestmark = pytest.mark.timeout(300 * FACTOR)  # for the shortest story of a failure; it takes seconds without one
+PHASES = (Phase.generate,) if FACTOR == 1 else (Phase.generate, Phase.shrink)
+pytestmark = pytest.mark.timeout(60 if FACTOR == 1 else 600 + 60 * FACTOR)
 
 
 class OnSqlite(OneClient):
@@ -77,5 +79,10 @@ class OnSqlite(OneClient):
 
 TestOnSqlite = OnSqlite.TestCase
 TestOnSqlite.settings = settings(
-    max_examples=40 * FACTOR, stateful_step_count=40, deadline=None, derandomize=FACTOR == 1, database=None
+    max_examples=40 * FACTOR,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=FACTOR == 1,
+    database=None,
+    phases=PHASES,
 )
