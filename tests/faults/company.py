@@ -19,6 +19,7 @@ from tests.faults.history import DISK, MEMORY, Context, Count, History, Leftover
 from tests.faults.invariants import violations
 from tests.faults.library import LibraryDevice
 from tests.faults.senders import FAST_RECONNECT, Sender
+from tests.faults.soak.talker import Talker
 from tests.support.fault_proxy import FaultProxy, fault_proxy
 from tests.support.restarting import RestartingSidecar, restarting_sidecar
 
@@ -78,6 +79,10 @@ class Company:
         device = LibraryDevice(self.history, person, way, Random(self._random.random()), outbox_messages)
         self.devices.append(device)
         return device
+
+    def talker(self, person: Person, *, ready: Callable[[], Awaitable[None]] | None = None) -> Talker:
+        """A user who talks to agents, through the proxy. Not one of the devices: its talk is not in the history."""
+        return Talker(person, self._way(self.websocket.port, ready), Random(self._random.random()))
 
     def _way(self, port: int, ready: Callable[[], Awaitable[None]] | None) -> Way:
         return Way(

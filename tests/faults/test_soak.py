@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults.history import DISK, Attach, Attempt, History, Receipt
 from tests.faults.soak.__main__ import tell
-from tests.faults.soak.report import MAX_LINES, Outcome, outcome
+from tests.faults.soak.report import COLUMNS, MAX_LINES, Outcome, outcome
 
 
 def a_history() -> History:
@@ -38,16 +38,17 @@ def accepted(history: History, connection_id: str, most: int) -> Attach:
 
 
 def test_the_table_counts_every_accepted_message_once(capsys: pytest.CaptureFixture[str]) -> None:
-    found = outcome("sqlite", 8, a_history(), [], Counter({"reset": 2, "cut": 1}))
+    talked = Counter({"said": 6, "handled": 5, "again": 4, "answered": 3, "cancelled": 2})
+    found = outcome("sqlite", 8, a_history(), [], Counter({"reset": 2, "cut": 1}), talked)
     assert tell([found, found]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "sqlite: cut 1, reset 2",
         "sqlite: cut 1, reset 2",
-        " store  users  sent  acknowledged  gaps  ended  unread  violations",
-        "------------------------------------------------------------------",
-        "sqlite      8     4             1     1      1       1           0",
-        "sqlite      8     4             1     1      1       1           0",
-        "   all     16     8             2     2      2       2           0",
+        " store  users  sent  acknowledged  gaps  ended  unread  said  handled  again  answered  cancelled  violations",
+        "-" * 109,
+        "sqlite      8     4             1     1      1       1     6        5      4         3          2           0",
+        "sqlite      8     4             1     1      1       1     6        5      4         3          2           0",
+        "   all     16     8             2     2      2       2    12       10      8         6          4           0",
     ]
 
 
@@ -74,6 +75,10 @@ async def test_a_short_soak_finds_nothing_and_leaves_nothing() -> None:
         os.killpg(process.pid, 0)
     lines = output.decode().splitlines()
     assert lines[0] == "seed 5, 0.1 minutes"
-    name, users, sent, acknowledged, *_, broken = lines[-1].split()
-    assert (name, users, broken) == ("all", "20", "0")
-    assert int(sent) >= int(acknowledged) > 100
+    total = dict(zip(COLUMNS, lines[-1].split(), strict=True))
+    assert (total.pop("store"), total["users"], total["violations"]) == ("all", "28", "0")
+    found = {name: int(number) for name, number in total.items()}
+    assert found["sent"] >= found["acknowledged"] > 100
+    assert found["said"] >= found["answered"] > 0
+    assert found["handled"] > 0
+    assert sum(line.count("kill -9 of an agent") for line in lines) == 2

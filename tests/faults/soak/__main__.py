@@ -1,7 +1,8 @@
-"""`make soak MINUTES=2`: users and services around real sidecars, with every fault there is, and what came of it.
+"""`make soak MINUTES=2`: users, services, agents around real sidecars, with every fault there is, and what came of it.
 
 One sidecar keeps its outboxes in memory and one in SQLite; each is killed and drained at random, and stands behind
-fault proxies. Exits with 1 unless no invariant was broken. Loopback only; stops by itself, and leaves nothing running.
+fault proxies; the workers of its agent service are killed too. Exits with 1 unless no invariant was broken. Loopback
+only; stops by itself, and leaves nothing running.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from random import Random
 from tests.faults.company import gathering
 from tests.faults.history import DISK, MEMORY
 from tests.faults.soak.report import Outcome, breaches, outcome, table, weather
-from tests.faults.soak.storm import LIMITS, PEOPLE, READERS, Storm
+from tests.faults.soak.storm import LIMITS, PEOPLE, READERS, TALKERS, Storm
 
 AFTERWARDS_S = 120.0
 """For what is under way at the end, settling and parting."""
@@ -66,14 +67,22 @@ async def one_store(store: str, seconds: float, random: Random) -> Outcome:
             try:
                 async with asyncio.timeout(seconds + AFTERWARDS_S):
                     await storm.rage()
+                    await storm.fall_silent()
                     await company.settle()
+                    faults += storm.crew.check()
+                    await storm.part()
                     await company.part()
             except Exception as error:  # noqa: BLE001 - whatever it is, it is told beside what was seen until then
                 faults = [f"it did not end as it should: {told(error)}"]
-            faults += company.verdict(settled=not faults)
+            finally:
+                await storm.close()
+            faults += [*company.verdict(settled=not faults), *storm.verdict()]
             for device in company.devices:
                 storm.seen.update({name: device.seen[name] for name in ("full", "gap", "denied", "draining")})
-            return outcome(store, len(PEOPLE) + len(READERS), company.history, faults, storm.seen)
+            for talker in storm.talkers:
+                storm.seen.update(talker.seen)
+            users = len(PEOPLE) + len(READERS) + len(TALKERS)
+            return outcome(store, users, company.history, faults, storm.seen, storm.talked())
 
 
 def told(error: BaseException) -> str:

@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 
 from tests.faults.history import History
 
-COLUMNS = ("store", "users", "sent", "acknowledged", "gaps", "ended", "unread", "violations")
+COLUMNS = (
+    *("store", "users", "sent", "acknowledged", "gaps", "ended", "unread"),
+    *("said", "handled", "again", "answered", "cancelled", "violations"),
+)
+"""`said` to agents and accepted; handed over again, marked; `answered` in a stream that ended or failed visibly."""
 MAX_LINES = 50
 
 
@@ -25,17 +29,27 @@ class Outcome:
     gaps: int = 0
     ended: int = 0
     unread: int = 0
+    talked: Counter[str] = field(default_factory=Counter)
+    """What there is of the other direction, by column."""
     violations: list[str] = field(default_factory=list)
     seen: Counter[str] = field(default_factory=Counter)
 
     def row(self) -> tuple[object, ...]:
-        numbers = (self.sent, self.acknowledged, self.gaps, self.ended, self.unread, len(self.violations))
-        return self.store, self.users, *numbers
+        numbers = (self.sent, self.acknowledged, self.gaps, self.ended, self.unread)
+        talked = (self.talked[name] for name in ("said", "handled", "again", "answered", "cancelled"))
+        return self.store, self.users, *numbers, *talked, len(self.violations)
 
 
-def outcome(store: str, users: int, history: History, violations: Iterable[str], seen: Counter[str]) -> Outcome:
+def outcome(
+    store: str,
+    users: int,
+    history: History,
+    violations: Iterable[str],
+    seen: Counter[str],
+    talked: Counter[str] | None = None,
+) -> Outcome:
     """What became of everything that was accepted."""
-    found = Outcome(store, users, violations=list(violations), seen=seen)
+    found = Outcome(store, users, violations=list(violations), seen=seen, talked=talked or Counter())
     read: Counter[str] = Counter()
     for one in history.acknowledged:
         read[one.context.connection_id] = max(read[one.context.connection_id], one.sequence)

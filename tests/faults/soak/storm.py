@@ -17,6 +17,9 @@ from tests.faults.company import Company
 from tests.faults.devices import Receiver
 from tests.faults.history import Attempt
 from tests.faults.senders import Sender
+from tests.faults.soak.crew import Crew
+from tests.faults.soak.talk import breaches
+from tests.faults.soak.talker import Talker
 from tests.support.fault_proxy import Admission, FaultProxy
 
 PEOPLE = [
@@ -26,16 +29,22 @@ PEOPLE = [
 """Two screens of one user, and one user id in two tenants, are among them."""
 READERS = [("acme", "bob"), ("other", "frank")]
 """They use the product's own client."""
+TALKERS = [("acme", "alice"), ("acme", "bob"), ("other", "alice"), ("other", "gina")]
+"""They talk to agents, and are told of nothing else."""
+WORKERS = 3
 LIMITS = {
     "SIDECAR_OUTBOX__MAX_MESSAGES": "400",
     "SIDECAR_LIMITS__SLOW_CONSUMER_TIMEOUT_S": "3",
     "SIDECAR_LIMITS__HEALTH_CHECK_INTERVAL_S": "2",
     "SIDECAR_LIMITS__PONG_TIMEOUT_S": "4",
     "SIDECAR_LIMITS__HELLO_TIMEOUT_S": "3",
+    "SIDECAR_STREAMS__IDLE_TIMEOUT_S": "5",
     "SIDECAR_DRAIN__WINDOW_S": "1",
     "SIDECAR_DRAIN__GRACE_S": "10",
 }
-"""So that full outboxes, slow consumers and drains come about within seconds."""
+"""So that full outboxes, slow consumers, silent answers and drains come about within seconds."""
+ANSWERED_S = 60.0
+"""How long the answers to all that was said may take, once every fault is off."""
 
 
 class Storm:
@@ -47,14 +56,19 @@ class Storm:
         self.seen: Counter[str] = Counter()
         self._random = random
         self._devices: list[Receiver] = []
+        self.talkers: list[Talker] = []
+        sidecar = company.sidecar
+        self.crew = Crew(sidecar.folder / "journal.jsonl", company.grpc.target, sidecar.running.service_token, random)
 
     async def rage(self) -> None:
         """Until it is over; then every fault is off, the sidecar serves, and everything asked for is answered."""
         self._devices = [self.company.device(person, ready=self._worth_a_try) for person in PEOPLE]
         self._devices += [self.company.library_device(person) for person in READERS]
         await asyncio.gather(*(device.welcomed() for device in self._devices))
+        await asyncio.gather(*(self.crew.hire() for _ in range(WORKERS)))
+        self.talkers = [self.company.talker(person, ready=self._worth_a_try) for person in TALKERS]
         work = [asyncio.create_task(send) for send in self._work()]
-        faults = [asyncio.create_task(each) for each in (self._strike(), self._doom())]
+        faults = [asyncio.create_task(each) for each in (self._strike(), self._doom(), self._doom_agents())]
         try:
             await self._unless_one_fails([*work, *faults])
             self._calm()
@@ -65,6 +79,40 @@ class Storm:
             for task in (*work, *faults):
                 task.cancel()
             await asyncio.gather(*work, *faults, return_exceptions=True)
+
+    async def fall_silent(self) -> None:
+        """Nobody says anything more to an agent, and what was said is answered; what is not is a breach."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ANSWERED_S):
+                await asyncio.gather(*(talker.fall_silent() for talker in self.talkers))
+
+    async def part(self) -> None:
+        """Those who talk go, and the agents with them."""
+        await asyncio.gather(*(talker.leave() for talker in self.talkers))
+        await self.crew.dismiss()
+
+    async def close(self) -> None:
+        """Leave no task and no process behind. Idempotent."""
+        await asyncio.gather(*(talker.stop() for talker in self.talkers))
+        await self.crew.dismiss()
+
+    def verdict(self) -> list[str]:
+        """Every breach of what holds between users and agents, in a line each."""
+        talks = [talk for talker in self.talkers for talk in talker.talks]
+        return breaches(talks, self.crew.handlings(), self.crew.answers())
+
+    def talked(self) -> Counter[str]:
+        """What was said and what became of it, for the table."""
+        talks = [talk for talker in self.talkers for talk in talker.talks]
+        accepted = [one for talk in talks for one in talk.accepted]
+        handlings = self.crew.handlings()
+        return Counter(
+            said=len(accepted),
+            handled=len({(one.context, one.id) for one in handlings}),
+            again=sum(one.redelivered for one in handlings),
+            answered=sum(one.over for one in accepted),
+            cancelled=sum(one.cancelled for one in accepted),
+        )
 
     async def _unless_one_fails(self, tasks: list[asyncio.Task[None]]) -> None:
         over = asyncio.create_task(self.over.wait())
@@ -177,6 +225,15 @@ class Storm:
             if not self.company.sidecar.serving.is_set():
                 await self.pause(0.0, 1.0)
                 await self.company.sidecar.start()
+
+    async def _doom_agents(self) -> None:
+        """The end of one worker, with whatever it has in hand; after a while there is another. Once at least."""
+        while not self.over.is_set() or not self.seen["kill -9 of an agent"]:
+            await self.pause(1.0, 4.0)
+            self.seen["kill -9 of an agent"] += 1
+            await self.crew.kill_one()
+            await self.pause(0.0, 1.0)
+            await self.crew.hire()
 
     async def _drain(self) -> None:
         code = await self.company.terminate()
