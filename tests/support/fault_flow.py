@@ -24,7 +24,12 @@ async def wait_by_timer(delay_s: float) -> None:
     """The waiter of a proxy that is given no other: the loop's own timer."""
     loop = asyncio.get_running_loop()
     over: asyncio.Future[None] = loop.create_future()
-    timer = loop.call_later(delay_s, over.set_result, None)
+
+    def end() -> None:
+        if not over.done():  # whoever waits may have been cancelled in this same turn of the loop
+            over.set_result(None)
+
+    timer = loop.call_later(delay_s, end)
     try:
         await over
     finally:
