@@ -120,6 +120,13 @@ def test_what_may_be_is_no_breach(tell: Callable[[Story], None]) -> None:
     assert story.told() == []
 
 
+def test_what_is_under_way_is_no_breach_before_all_has_settled() -> None:
+    story = Story()
+    story.say()
+    assert len(story.told()) == 2
+    assert breaches([story.talk], story.handlings, story.answers, settled=False) == []
+
+
 def lost(story: Story) -> None:
     one = story.say()
     story.chunk(one, 0, "end")

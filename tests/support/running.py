@@ -307,4 +307,4 @@ def _await_serving(process: subprocess.Popen[str], log_path: Path) -> dict[str, 
         except subprocess.TimeoutExpired:
             continue
         raise AssertionError(f"the sidecar ended with {process.returncode}: {log_path.read_text()}")
-    raise AssertionError("the sidecar did not start in time")
+    raise AssertionError(f"the sidecar did not start in time: {log_path.read_text()}")

@@ -96,10 +96,10 @@ class Storm:
         await asyncio.gather(*(talker.stop() for talker in self.talkers))
         await self.crew.dismiss()
 
-    def verdict(self) -> list[str]:
+    def verdict(self, *, settled: bool) -> list[str]:
         """Every breach of what holds between users and agents, in a line each."""
         talks = [talk for talker in self.talkers for talk in talker.talks]
-        return breaches(talks, self.crew.handlings(), self.crew.answers())
+        return breaches(talks, self.crew.handlings(), self.crew.answers(), settled=settled)
 
     def talked(self) -> Counter[str]:
         """What was said and what became of it, for the table."""

@@ -91,9 +91,13 @@ class Talk:
 
 
 def breaches(
-    talks: Sequence[Talk], handlings: Iterable[Handling], answers: Iterable[tuple[str, str, str]]
+    talks: Sequence[Talk],
+    handlings: Iterable[Handling],
+    answers: Iterable[tuple[str, str, str]],
+    *,
+    settled: bool = True,
 ) -> list[str]:
-    """Every one, in a line."""
+    """Every one, in a line. Not `settled`: what has not come yet may be under way."""
     by_context: defaultdict[str, list[Handling]] = defaultdict(list)
     for handling in handlings:
         by_context[handling.context].append(handling)
@@ -103,13 +107,25 @@ def breaches(
         f"a message of {context} was handed over, and nobody talks there" for context in by_context.keys() - known
     ]
     for talk in talks:
-        found += handed_over(talk, by_context[talk.connection_id])
-        found += [*talk.strays, *answered(talk)]
+        handed = by_context[talk.connection_id]
+        found += [*handed_over(talk, handed), *talk.strays, *answered(talk)]
+        if settled and not talk.ended:
+            found += owed(talk, {one.id for one in handed})
     return found
 
 
+def owed(talk: Talk, handled: set[str]) -> Iterator[str]:
+    """What must have come about in a context that lives."""
+    lost = [one.id for one in talk.accepted if one.id not in handled]
+    if lost:
+        yield f"{talk}: accepted and never handled: {lost}"
+    unfinished = [one.id for one in talk.unfinished()]
+    if unfinished and not talk.missed:
+        yield f"{talk}: the answers to {unfinished} neither ended nor failed"
+
+
 def handed_over(talk: Talk, handlings: list[Handling]) -> Iterator[str]:
-    """At least once, in order, marked when again, and whose it is."""
+    """In order, marked when again, and whose it is."""
     unmarked: defaultdict[str, int] = defaultdict(int)
     first: dict[str, float] = {}
     for one in handlings:
@@ -125,10 +141,6 @@ def handed_over(talk: Talk, handlings: list[Handling]) -> Iterator[str]:
     order = [one.id for one in talk.accepted if one.id in first]
     if order != sorted(order, key=first.__getitem__):
         yield f"{talk}: accepted in the order {order}, handled in {sorted(order, key=first.__getitem__)}"
-    if not talk.ended:
-        lost = [one.id for one in talk.accepted if one.id not in first]
-        if lost:
-            yield f"{talk}: accepted and never handled: {lost}"
 
 
 def is_its(chunk: Chunk, one: Said) -> bool:
@@ -154,7 +166,3 @@ def answered(talk: Talk) -> Iterator[str]:
                 yield f"{talk}: the answer to {one.id} has {chunk}"
     if missing > talk.missed:
         yield f"{talk}: {missing} chunks are missing, and {talk.missed} were announced as a gap"
-    if not talk.ended and not talk.missed:
-        open_ = [one.id for one in talk.unfinished()]
-        if open_:
-            yield f"{talk}: the answers to {open_} neither ended nor failed"

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -79,6 +80,13 @@ class Talker:
             self.talks[-1].said[self._saying.id] = self._saying
             self._say(self._saying)
             await self._until(lambda: self._saying is None)
+            await self._pause(self._random.uniform(0.0, 0.2))
+
+    async def _pause(self, seconds: float) -> None:
+        """People take a breath."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await asyncio.Event().wait()
 
     def _something(self) -> Said:
         random, talk = self._random, self.talks[-1]
@@ -89,7 +97,8 @@ class Talker:
             "context": talk.connection_id,
             "uuid": f"{random.getrandbits(64):x}",
             "mine": random.random() < 0.3,
-            "chunks": random.choice((1, 2, 5, 12, 40)),
+            "chunks": random.choice((1, 2, 5, 12)),
+            "pace": random.choice((0.01, 0.1)),
             "fails": random.random() < 0.1,
         }
         return Said(f"m-{self._said}", document)

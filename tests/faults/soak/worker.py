@@ -136,6 +136,7 @@ class Worker:
             reason = await self._insist(event, message)
             if reason:
                 return reason
+            await a_while(said["pace"])
         return "whole"
 
     async def _insist(self, event: pb.AttachResponse.Event, message: types_pb2.Message) -> str:
@@ -167,10 +168,10 @@ async def main(name: str, path: str) -> None:
         await a_while()
 
 
-async def a_while() -> None:
-    """What a program that is refused, or cut off, waits before it tries again."""
+async def a_while(seconds: float = BEFORE_AGAIN_S) -> None:
+    """What a program that is refused, or cut off, waits before it tries again; and one that has to think."""
     with suppress(TimeoutError):
-        async with asyncio.timeout(BEFORE_AGAIN_S):
+        async with asyncio.timeout(seconds):
             await asyncio.Event().wait()
 
 
