@@ -1,7 +1,6 @@
 """DeliveryService.Deliver: numbered lanes, frames of many messages, receipts in order within a lane.
 
-One reader and one writer a stream. Answers gather while the writer is busy and leave together, so that many small
-frames cost few writes; the reader waits when too many answers are unsent.
+One reader and one writer a stream; the reader waits when too many answers are unsent.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from sidecar.core.errors import (
     Unauthenticated,
 )
 from sidecar.core.identity import Scope
-from sidecar.core.message import Instant, PendingReceipt, Receipt
+from sidecar.core.message import Instant, PendingReceipt
+from sidecar.rpc.answers import Answers
 from sidecar.rpc.boundary import Call, CallFacts, refusal_of
 from sidecar.rpc.lanes import Lane, LaneReport, Opening, Outcome
 from sidecar.rpc.status import rich_status
-from sidecar.rpc.wire import ReceiptFrame
 
 if TYPE_CHECKING:
     from sidecar.api.v1 import types_pb2
@@ -91,7 +90,8 @@ class DeliverStream:
     """One Deliver call."""
 
     def __init__(self, call: Call, facts: CallFacts, ports: DeliverPorts) -> None:
-        self._first_lane_by = asyncio.get_running_loop().time() + ports.first_lane_timeout_s
+        loop = asyncio.get_running_loop()
+        self._first_lane_by = loop.time() + ports.first_lane_timeout_s
         self._proved = False
         self._call = call
         self._facts = facts
@@ -101,15 +101,9 @@ class DeliverStream:
         self._recorder = ports.recorder
         self._lanes: dict[int, Lane] = {}
         self._closed: dict[int, Lane] = {}
-        self._answers: list[ReceiptFrame | bytes] = []
-        self._receipts: ReceiptFrame | None = None
-        self._unsent = 0
-        self._unconfirmed = 0
+        self._answers = Answers(call.write, self._take_reports, loop.call_later)
         self._full_lanes: set[int] = set()  # by number: a lane that is opened again has what waits in the former
         self._reports: dict[LaneReport, None] = {}
-        self._ready = asyncio.Event()
-        self._drained = asyncio.Event()
-        self._finished = False
         self._frames: dict[str, Callable[[Any], None]] = {
             "open_lane": self._on_open_lane,
             "close_lane": self._on_close_lane,
@@ -117,11 +111,10 @@ class DeliverStream:
 
     async def run(self) -> None:
         """Read until the client half-closes or breaks a rule, answer everything, and leave nothing behind."""
-        writer = asyncio.create_task(self._write())
+        writer = asyncio.create_task(self._answers.run())
         try:
             broken_rule = await self._read_frames(writer)
-            self._finished = True
-            self._ready.set()
+            self._answers.finish()
             await writer
             if broken_rule is not None:
                 raise broken_rule
@@ -139,13 +132,13 @@ class DeliverStream:
             except BadRequest as error:
                 return error
             while self._is_full() and not writer.done():
-                self._drained.clear()
-                await self._drained.wait()
+                self._answers.drained.clear()
+                await self._answers.drained.wait()
         return None
 
     def _is_full(self) -> bool:
         """Too much is in flight, in all or in one lane: gRPC's flow control has the client wait."""
-        return self._unsent + self._unconfirmed > MAX_UNSENT_ANSWERS or bool(self._full_lanes)
+        return self._answers.unsent + self._answers.owed > MAX_UNSENT_ANSWERS or bool(self._full_lanes)
 
     async def _read(self) -> Any:
         """The next frame. A stream on which no token opens a lane in time is nobody's, and takes up a place."""
@@ -204,7 +197,7 @@ class DeliverStream:
 
     def _report_changed(self, report: LaneReport) -> None:
         self._reports[report] = None
-        self._ready.set()
+        self._answers.wake()
         if report.too_many:
             del self._reports[report]
             self._end_lane(self._lanes[report.lane], ResourceExhausted(ErrorReason.RATE_LIMITED, retry_after_s=1.0))
@@ -238,7 +231,7 @@ class DeliverStream:
             if opening.report in self._reports:
                 # Now, for behind what comes next it would pass for what another context's client has.
                 del self._reports[opening.report]
-                self._answer_with(opening.report.take())
+                self._answers.put(opening.report.take())
             opening.release()
             del self._lanes[lane.number]
             self._keep_closed(lane)
@@ -282,6 +275,7 @@ class DeliverStream:
     async def _on_messages(self, items: Sequence[pb.DeliverRequest.LaneMessage], size: int) -> None:
         if len(items) > MAX_FRAME_ITEMS:
             raise BadRequest("messages.items", f"at most {MAX_FRAME_ITEMS}")
+        self._answers.asked()
         slices = 1 + size // SLICE_BYTES
         if slices == 1:
             self._deliver_all(items)
@@ -293,7 +287,7 @@ class DeliverStream:
 
     def _deliver_all(self, items: Iterable[pb.DeliverRequest.LaneMessage]) -> None:
         at = Instant(self._clock.monotonic(), self._clock.time())
-        lanes = self._lanes
+        lanes, answers = self._lanes, self._answers
         for item in items:
             number = item.lane
             lane = lanes.get(number) or self._closed_lane(number)
@@ -303,7 +297,8 @@ class DeliverStream:
             if lane.waiting or isinstance(outcome, PendingReceipt):
                 self._queue(lane, place, outcome)
             else:
-                self._answer_receipt(lane, place, outcome)
+                answers.add_receipt(lane.field, place, outcome)
+        answers.receipts_ready()
 
     def _deliver(self, lane: Lane, proto: types_pb2.Message, at: Instant) -> Outcome | PendingReceipt:
         opening = lane.opening
@@ -320,7 +315,7 @@ class DeliverStream:
 
     def _queue(self, lane: Lane, place: int, outcome: Outcome | PendingReceipt) -> None:
         """Keep an outcome until those before it in its lane have been answered."""
-        self._unconfirmed += 1
+        self._answers.owed += 1
         grant = None if lane.opening is None else lane.opening.grant
         lane.waiting.append((place, outcome, grant))
         if len(lane.waiting) > MAX_LANE_UNCONFIRMED:
@@ -329,6 +324,11 @@ class DeliverStream:
             outcome.add_done_callback(lambda _: self._confirmed(lane))
 
     def _confirmed(self, lane: Lane) -> None:
+        self._answer_settled(lane)
+        self._answers.receipts_ready()
+
+    def _answer_settled(self, lane: Lane) -> None:
+        """Up to the first outcome that the store has yet to confirm."""
         while lane.waiting:
             place, outcome, grant = lane.waiting[0]
             if isinstance(outcome, PendingReceipt):
@@ -339,24 +339,12 @@ class DeliverStream:
                 else:
                     return
             lane.waiting.popleft()
-            self._unconfirmed -= 1
+            self._answers.owed -= 1
             if len(lane.waiting) <= MAX_LANE_UNCONFIRMED:
                 self._full_lanes.discard(lane.number)
-            self._answer_receipt(lane, place, outcome)
+            self._answers.add_receipt(lane.field, place, outcome)
 
     # Answers
-
-    def _answer_receipt(self, lane: Lane, place: int, outcome: Outcome) -> None:
-        receipts = self._receipts
-        if receipts is None or len(receipts) >= MAX_FRAME_ITEMS:
-            receipts = self._receipts = ReceiptFrame()
-            self._answers.append(receipts)
-            self._ready.set()
-        if isinstance(outcome, Receipt):
-            receipts.add_receipt(lane.field, place, outcome)
-        else:
-            receipts.add_error(lane.field, place, rich_status(outcome))
-        self._unsent += 1
 
     def _answer_lane_error(self, lane: int, error: SidecarError) -> None:
         self._answer(pb.DeliverResponse(lane_error=pb.DeliverResponse.LaneError(lane=lane, error=rich_status(error))))
@@ -364,32 +352,11 @@ class DeliverStream:
     def _answer_cancelled(self, lane: int, stream_id: str, reply_to: str) -> None:
         frame = pb.DeliverResponse.StreamCancelled(lane=lane, stream_id=stream_id, reply_to=reply_to)
         self._answer(pb.DeliverResponse(stream_cancelled=frame))
-        if self._unsent > 2 * MAX_UNSENT_ANSWERS:  # a client may cancel as it likes, and this one does not read
+        if self._answers.unsent > 2 * MAX_UNSENT_ANSWERS:  # a client may cancel as it likes, and this one does not read
             self._end_lane(self._lanes[lane], ResourceExhausted(ErrorReason.RATE_LIMITED, retry_after_s=1.0))
 
     def _answer(self, response: pb.DeliverResponse) -> None:
-        self._answer_with([response.SerializeToString()])
-
-    def _answer_with(self, frames: list[bytes]) -> None:
-        self._receipts = None  # what comes after stands after it
-        self._answers += frames
-        self._unsent += len(frames)
-        self._ready.set()
-
-    async def _write(self) -> None:
-        try:
-            while not (self._finished and not self._answers and not self._unconfirmed):
-                await self._ready.wait()
-                self._ready.clear()
-                answers, self._answers = self._answers, []
-                self._receipts = None
-                self._unsent = 0
-                answers += self._take_reports()
-                for answer in answers:
-                    await self._call.write(answer if isinstance(answer, bytes) else answer.encode())
-                self._drained.set()
-        finally:
-            self._drained.set()  # the reader may wait for it, and must see that nobody writes any more
+        self._answers.put([response.SerializeToString()])
 
     def _take_reports(self) -> list[bytes]:
         """What stands behind the receipts of what it reports."""

@@ -1,0 +1,129 @@
+"""What a Deliver stream has yet to tell its client: frames in order, receipts gathered in as few as may be.
+
+The stream's one writer. Answers gather while a write is under way, so that many small frames cost few writes; and for
+a moment more where the client has several frames in flight. The receipt of a message that stands alone leaves at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+
+from sidecar.core.message import Receipt
+from sidecar.rpc.status import rich_status
+from sidecar.rpc.wire import ReceiptFrame
+
+if TYPE_CHECKING:
+    from asyncio import TimerHandle
+
+    from sidecar.rpc.lanes import Outcome
+
+MAX_RECEIPTS: Final = 1_000
+"""In one frame."""
+
+GATHER_S: Final = 0.002
+ENOUGH: Final = 64
+"""So many receipts wait for no others: one write more is little beside what they cost."""
+
+
+class Answers:
+    """See the module. `unsent` answers wait for the client to read; `owed` more are still to come before the end.
+
+    `take_reports` gives what stands behind the receipts; `call_later` is the loop's. `drained` is set whenever
+    everything was written, and when nobody writes any more.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[bytes], Awaitable[None]],
+        take_reports: Callable[[], list[bytes]],
+        call_later: Callable[[float, Callable[[], None]], TimerHandle],
+    ) -> None:
+        self.unsent = 0
+        self.owed = 0
+        self.drained = asyncio.Event()
+        self._write = write
+        self._take_reports = take_reports
+        self._frames: list[ReceiptFrame | bytes] = []
+        self._receipts: ReceiptFrame | None = None
+        self._ready = asyncio.Event()
+        self._finished = False
+        self._writing = False
+        self._asked = 0
+        self._several = False
+        """The client does not wait for one frame's receipts before it sends the next."""
+        self._gathering: TimerHandle | None = None
+        self._call_later = call_later
+
+    def asked(self) -> None:
+        """A frame of messages has come: if the one before it has no answer yet, there are several in flight."""
+        self._asked += 1
+        if self._asked > 1 or self._writing:
+            self._several = True
+
+    def add_receipt(self, lane: str, place: int, outcome: Outcome) -> None:
+        """What became of one message; `lane` is its `lane_field`. Call `receipts_ready` behind the last of a run."""
+        receipts = self._receipts
+        if receipts is None or len(receipts) >= MAX_RECEIPTS:
+            receipts = self._receipts = ReceiptFrame()
+            self._frames.append(receipts)
+        if isinstance(outcome, Receipt):
+            receipts.add_receipt(lane, place, outcome)
+        else:
+            receipts.add_error(lane, place, rich_status(outcome))
+        self.unsent += 1
+
+    def receipts_ready(self) -> None:
+        """Let the receipts leave: now, or with those that come within a moment."""
+        if not self._frames:
+            return
+        if not self._several or self.unsent >= ENOUGH:
+            self._ready.set()
+        elif self._gathering is None:
+            self._gathering = self._call_later(GATHER_S, self._ready.set)
+
+    def put(self, frames: list[bytes]) -> None:
+        """Write these, behind the receipts before them; now."""
+        self._receipts = None  # what comes after stands after it
+        self._frames += frames
+        self.unsent += len(frames)
+        self._ready.set()
+
+    def wake(self) -> None:
+        """There are reports to take."""
+        self._ready.set()
+
+    def finish(self) -> None:
+        """Nothing more is asked: `run` ends once everything is answered."""
+        self._finished = True
+        self._ready.set()
+
+    async def run(self) -> None:
+        """Write until finished, or cancelled."""
+        try:
+            while not (self._finished and not self._frames and not self.owed):
+                await self._ready.wait()
+                await self._write_all()
+                self.drained.set()
+        finally:
+            self._stop_gathering()
+            self.drained.set()  # the reader may wait for it, and must see that nobody writes any more
+
+    async def _write_all(self) -> None:
+        self._ready.clear()
+        self._stop_gathering()
+        frames, self._frames = self._frames, []
+        self._receipts = None
+        self.unsent = 0
+        self._several, self._asked = self._asked > 1, 0
+        frames += self._take_reports()
+        self._writing = True
+        for frame in frames:
+            await self._write(frame if isinstance(frame, bytes) else frame.encode())
+        self._writing = False
+
+    def _stop_gathering(self) -> None:
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
