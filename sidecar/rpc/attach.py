@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -23,6 +23,7 @@ from sidecar.core.workers import AgentWorker, Subscription
 from sidecar.rpc.acceptance import DRAINING_RETRY_S
 from sidecar.rpc.boundary import SERVICE_TOKEN_KEY, Call, CallFacts
 from sidecar.rpc.translate import user_context
+from sidecar.rpc.wire import event_frame
 from sidecar.security.audit_record import AuditRecord
 from sidecar.security.service_auth import Permission
 
@@ -58,6 +59,21 @@ class AttachPorts:
     clock: Clock
     randomness: Randomness
     register_timeout_s: float
+
+
+class _Answerable(NamedTuple):
+    """What the events of a context have in common: `fields`, serialised once for the token that is in them.
+
+    The token is good for answers, but not handed out any more from `renew_at` on (Unix seconds).
+    """
+
+    token: ContextToken
+    renew_at: float
+    fields: bytes
+
+    def __repr__(self) -> str:
+        """Without the fields: the token's text is in them."""
+        return f"_Answerable(token={self.token!r}, renew_at={self.renew_at})"
 
 
 class AttachStreams:
@@ -103,7 +119,7 @@ class AttachStream:
         self._worker_id = ports.randomness(8)
         self._register_timeout_s = ports.register_timeout_s
         self._woken = asyncio.Event()
-        self._minted: OrderedDict[str, ContextToken] = OrderedDict()
+        self._minted: OrderedDict[str, _Answerable] = OrderedDict()
         self._worker: AgentWorker | None = None
         self._ending: SidecarError | None = None
         self._tasks: tuple[asyncio.Task[Any], ...] = ()
@@ -116,7 +132,8 @@ class AttachStream:
         try:
             await self._audit.grant(AuditRecord(AuditEvent.AGENT_ATTACHED, None, self._fields(worker)))
             try:
-                await self._write(pb.AttachResponse(registered=pb.AttachResponse.Registered()))
+                registered = pb.AttachResponse(registered=pb.AttachResponse.Registered())
+                await self._call.write(registered.SerializeToString())
                 await self._serve(worker)
             finally:
                 self._audit.record(AuditEvent.AGENT_DETACHED, **self._fields(worker))
@@ -232,46 +249,44 @@ class AttachStream:
             await self._woken.wait()
 
     async def _write_event(self, delivery: Delivery) -> None:
-        event = pb.AttachResponse.Event(
-            delivery_id=delivery.delivery_id,
-            redelivered=delivery.redelivered,
-            isolation_key=delivery.queue.isolation_key,
-            context=user_context(delivery.queue.context),
-        )
+        context = delivery.queue.context
+        event = pb.AttachResponse.Event(delivery_id=delivery.delivery_id, redelivered=delivery.redelivered)
         if delivery.kind is EventKind.CLOSED:
             assert delivery.closing is not None
             event.closed.code, event.closed.reason = delivery.closing
-            self._minted.pop(delivery.queue.isolation_key, None)
-        else:
-            event.context_token = (await self._token_of(delivery.queue.context)).text
+            self._minted.pop(context.isolation_key, None)
+            await self._call.write(event_frame(_fields_of(context), event.SerializeToString()))
+            return
         if delivery.kind is EventKind.MESSAGE:
             assert delivery.message is not None
-            message = delivery.message
-            event.message.message_id = message.message_id
-            event.message.event_type = message.event_type
-            event.message.payload = message.payload
-            event.message.content_type = message.content_type  # type: ignore[assignment]  # the number is the proto's
-        elif delivery.kind is not EventKind.CLOSED:
+            message = event.message
+            message.message_id, message.event_type, message.payload, content_type = delivery.message
+            message.content_type = content_type  # type: ignore[assignment]  # the number is the proto's
+        else:
             getattr(event, _ACTS[delivery.kind]).SetInParent()
-        await self._write(pb.AttachResponse(event=event))
+        await self._write_answerable(context, event)
 
     async def _write_cancelled(self, cancelled: Cancelled) -> None:
-        event = pb.AttachResponse.Event(isolation_key=cancelled.isolation_key, context=user_context(cancelled.context))
-        event.context_token = (await self._token_of(cancelled.context)).text
+        event = pb.AttachResponse.Event()
         event.cancelled.stream_id, event.cancelled.message_id = cancelled.stream_id, cancelled.message_id
-        await self._write(pb.AttachResponse(event=event))
+        await self._write_answerable(cancelled.context, event)
 
-    async def _token_of(self, context: UserExecutionContext) -> ContextToken:
-        """The token that this worker answers that context with; another once revoked, or half of its life over."""
-        key = context.get_isolation_key()
-        token = self._minted.get(key)
-        if token is not None and token.family in self._tokens.revocations:
-            token = None
-        if token is None or self._clock.time() >= token.expires_at - self._tokens.ttl_s / 2:
-            token = self._minted[key] = await self._mint(context)
+    async def _write_answerable(self, context: UserExecutionContext, event: pb.AttachResponse.Event) -> None:
+        """Write that, with what every event of the context carries, and the token to answer with."""
+        answerable = await self._answerable(context)
+        await self._call.write(event_frame(answerable.fields, event.SerializeToString()))
+
+    async def _answerable(self, context: UserExecutionContext) -> _Answerable:
+        """How this worker answers that context; with another token once revoked, or half of its life over."""
+        key = context.isolation_key
+        known = self._minted.get(key)
+        if known is None or known.token.family in self._tokens.revocations or self._clock.time() >= known.renew_at:
+            token = await self._mint(context)
+            renew_at = token.expires_at - self._tokens.ttl_s / 2
+            known = self._minted[key] = _Answerable(token, renew_at, _fields_of(context, token.text))
             if len(self._minted) > MAX_TOKENS:
                 self._minted.popitem(last=False)
-        return token
+        return known
 
     async def _mint(self, context: UserExecutionContext) -> ContextToken:
         """Again, should the service's scopes be others by the time that the record is written."""
@@ -288,9 +303,6 @@ class AttachStream:
             if service.scopes == self._service.scopes:
                 return token
 
-    async def _write(self, response: pb.AttachResponse) -> None:
-        await self._call.write(response.SerializeToString())
-
     def _fields(self, worker: AgentWorker) -> dict[str, AuditValue]:
         return {
             "service": self._service.name,
@@ -301,6 +313,13 @@ class AttachStream:
 
     def _now(self) -> Instant:
         return Instant(self._clock.monotonic(), self._clock.time())
+
+
+def _fields_of(context: UserExecutionContext, context_token: str = "") -> bytes:
+    """`Event`'s isolation_key, context_token and context."""
+    return pb.AttachResponse.Event(
+        isolation_key=context.isolation_key, context_token=context_token, context=user_context(context)
+    ).SerializeToString()
 
 
 def _parsed(data: bytes) -> pb.AttachRequest:

@@ -1,4 +1,4 @@
-"""Receipts of a stream, written straight in protobuf's wire format (protobuf.dev, "Encoding").
+"""Receipts and events of streams, written straight in protobuf's wire format (protobuf.dev, "Encoding").
 
 A stream answers every message, and filling a generated message costs four times as much as writing its few bytes. The
 text is Latin-1, one character a byte: joining short strings is what Python does fastest.
@@ -63,6 +63,12 @@ class ReceiptFrame:
 
     def _add(self, item: str) -> None:
         self._items.append(f"\x0a{varint(len(item))}{item}")
+
+
+def event_frame(*fields: bytes) -> bytes:
+    """One `AttachResponse` with its field `event`, of fields that were serialised apart: their order is free."""
+    event = b"".join(fields)
+    return b"\x12%b%b" % (varint(len(event)).encode("latin-1"), event)
 
 
 def _fields_of(receipt: Receipt) -> str:

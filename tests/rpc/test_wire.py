@@ -1,13 +1,14 @@
-"""Receipts in protobuf's wire format: what a generated message would say, for every value a receipt can have."""
+"""Receipts and events in protobuf's wire format: what a generated message would say, for every value they can have."""
 
 from google.rpc import status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sidecar.api.v1 import agent_service_pb2 as agent_pb
 from sidecar.api.v1 import delivery_service_pb2 as pb
 from sidecar.core.message import DeliveryState, Durability, Receipt
 from sidecar.rpc.translate import fill_receipt
-from sidecar.rpc.wire import ReceiptFrame, lane_field, varint
+from sidecar.rpc.wire import ReceiptFrame, event_frame, lane_field, varint
 
 UINT32 = st.integers(0, 2**32 - 1)
 UINT64 = st.integers(0, 2**64 - 1)
@@ -64,3 +65,14 @@ def test_a_varint_is_as_short_as_it_can_be(value: int) -> None:
     digits = [ord(character) for character in varint(value)]
     assert sum((digit & 0x7F) << 7 * place for place, digit in enumerate(digits)) == value
     assert len(digits) == max(1, -(-value.bit_length() // 7))
+
+
+@given(st.text(max_size=300), st.text(max_size=300), st.binary(max_size=40_000))
+def test_an_event_of_parts_is_the_event(delivery_id: str, token: str, payload: bytes) -> None:
+    own, known = agent_pb.AttachResponse.Event(delivery_id=delivery_id), agent_pb.AttachResponse.Event()
+    own.message.payload = payload
+    known.context_token, known.context.user_id = token, "alice"
+    expected = agent_pb.AttachResponse(event=own)
+    expected.event.MergeFrom(known)
+    frame = event_frame(known.SerializeToString(), own.SerializeToString())
+    assert agent_pb.AttachResponse.FromString(frame) == expected
