@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from websockets.asyncio.server import ServerConnection
 from websockets.datastructures import Headers
-from websockets.frames import PONG, TEXT, Frame
+from websockets.frames import BINARY, PONG, TEXT, Frame
 from websockets.http11 import Request, Response
 from websockets.protocol import CONNECTING, OPEN
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _NO_CLOSE_FRAME: Final = 1006
 _PAST_REQUEST: Final = Request("", Headers())
 MAX_QUEUED_FRAMES: Final = 16
-_SHORT_BYTES: Final = 64
+_SHORT_BYTES: Final = 1_024
 
 
 class EdgeConnection(ServerConnection):
@@ -67,6 +67,7 @@ class EdgeConnection(ServerConnection):
         "on_text",
         "peer",
         "socket",
+        "unread",
     )
 
     def __init__(
@@ -106,6 +107,8 @@ class EdgeConnection(ServerConnection):
         self.fault: str | None = None
         self.on_text: Callable[[bytes], bool] | None = None
         """Asked of each short text frame before it is queued; True: it is dealt with."""
+        self.unread = 0
+        """Messages that were queued. Who receives them takes off each that is dealt with: then nothing is overtaken."""
         self._clock = clock
         self._on_made = on_made
         self._on_refused = on_refused
@@ -206,12 +209,24 @@ class EdgeConnection(ServerConnection):
             self.socket.writing_resumed()
 
     def process_event(self, event: Event) -> None:
-        if self.on_text is not None and isinstance(event, Frame) and event.opcode is TEXT and event.fin:  # noqa: SIM102
-            if len(event.data) <= _SHORT_BYTES and self.on_text(bytes(event.data)):
+        if isinstance(event, Frame):
+            self._take_frame(event)
+        else:
+            super().process_event(event)
+
+    def _take_frame(self, frame: Frame) -> None:
+        opcode = frame.opcode
+        if opcode is TEXT or opcode is BINARY:
+            if self._is_dealt_with(frame):
                 return
-        super().process_event(event)
-        if self.socket is not None and isinstance(event, Frame) and event.opcode is PONG:
+            self.unread += 1  # it is a message, or the first fragment of one
+        super().process_event(frame)
+        if opcode is PONG and self.socket is not None:
             self.socket.pong_received()
+
+    def _is_dealt_with(self, frame: Frame) -> bool:
+        short = frame.opcode is TEXT and frame.fin and len(frame.data) <= _SHORT_BYTES
+        return short and self.on_text is not None and self.on_text(bytes(frame.data))
 
     # Rates and flow
 

@@ -44,8 +44,9 @@ class JsonSession:
         greeting = Greeting(self._connection, self._socket, self._ports)
         try:
             await greeting.run()
-            self._connection.on_text = self._take_acknowledgement
+            self._connection.on_text = self._take
             while True:
+                self._connection.unread -= 1  # what came last, hello at first
                 await self._read()
         finally:
             greeting.abandon()
@@ -53,23 +54,32 @@ class JsonSession:
 
     # Frames
 
-    def _take_acknowledgement(self, data: bytes) -> bool:
-        """Take an `ack` in the step in which it is read: there may be one for each message, and waking this task for it
-        costs ten times as much. Everything else, and an ack that is not good, is left to `_read`.
+    def _take(self, data: bytes) -> bool:
+        """Take an `ack` or a `message` in the step in which it is read: waking this task costs more than what is done.
 
-        One that acknowledges something new is not counted against the rate: a service has paid for it with a message.
+        Everything else, what is not good, and a message behind one that waits are left to `_read`.
         """
-        manager, socket = self._socket.manager, self._socket
-        if b'"ack"' not in data or manager is None or socket.gone:
+        manager = self._socket.manager
+        if manager is None or self._socket.gone:
             return False
         try:
             frame = inbound.parse(data.decode())
         except (BadFrame, UnicodeDecodeError):
             return False
-        if not isinstance(frame, Acknowledge):
+        if isinstance(frame, Acknowledge):
+            return self._acknowledge(manager, frame.sequence)
+        if not isinstance(frame, ClientMessage) or self._connection.unread:
             return False
+        self._take_message(manager, frame)
+        return True
+
+    def _acknowledge(self, manager: IsolatedWebSocketManager, sequence: int) -> bool:
+        """False for one that is not good.
+
+        One that acknowledges something new is not counted against the rate: a service has paid for it with a message.
+        """
         before = manager.outbox.acknowledged
-        if not manager.acknowledge(socket.attach_id, frame.sequence, self._ports.now()):
+        if not manager.acknowledge(self._socket.attach_id, sequence, self._ports.now()):
             return False
         if manager.outbox.acknowledged > before:
             self._connection.give_back_frame()

@@ -48,6 +48,7 @@ class Line:
         self.closes: list[Close] = []
         self.socket: ClientSocket
         self._frames = deque(json.dumps(frame) for frame in frames)
+        self.unread = len(frames)
         self._gone = asyncio.Event()
 
     async def recv(self) -> str:

@@ -14,7 +14,7 @@ from sidecar.core.ports import AuditEvent
 from sidecar.core.workers import AgentWorker, Subscription
 from tests.support.agents import read
 from tests.ws.conftest import MakeHarness
-from tests.ws.harness import Client, Harness, closed
+from tests.ws.harness import Client, Harness, closed, masked
 
 
 class Agent:
@@ -106,6 +106,33 @@ async def test_the_client_is_told_that_its_agent_is_busy_frame_by_frame(edge: Ha
     agent.acknowledge(first)
     assert (await client.ask(type="message", id="m-65", data=65))["type"] == "accepted"
     assert await agent.told(1) == ["alice m-65"]
+
+
+@pytest.mark.parametrize("fragments", [1, 2])
+async def test_a_short_message_overtakes_no_long_one(edge: Harness, fragments: int) -> None:
+    """Short ones are taken as they are read, unless one that was not waits before them."""
+    agent = Agent(edge)
+    client = await edge.welcomed()
+    long = b'{"type":"message","id":"m-1","data":"%b"}' % (b"x" * 2_000)
+    first, rest = (long, b"") if fragments == 1 else (long[:100], long[100:])
+    frames = masked(0x1, first, fin=fragments == 1) + (masked(0x0, rest) if rest else b"")
+    for number in (2, 3):
+        frames += masked(0x1, b'{"type":"message","id":"m-%d","data":1}' % number)
+    client.connection.transport.write(frames)
+    assert await agent.told(4) == ["alice opened", "alice m-1", "alice m-2", "alice m-3"]
+    assert [(await client.receive())["id"] for _ in range(3)] == ["m-1", "m-2", "m-3"]
+
+
+async def test_a_message_behind_a_refresh_waits_for_it(edge: Harness) -> None:
+    Agent(edge)
+    client = await edge.welcomed()
+    edge.trail.hold()
+    refresh = json.dumps({"type": "refresh", "token": edge.token()}).encode()
+    message = b'{"type":"message","id":"m-1","data":1}'
+    client.connection.transport.write(masked(0x1, refresh) + masked(0x1, message))
+    await edge.trail.until(lambda: edge.trail.waiting)
+    edge.trail.release()
+    assert [(await client.receive())["type"] for _ in range(2)] == ["refreshed", "accepted"]
 
 
 async def test_ids_are_idempotent_across_resumes(edge: Harness) -> None:
