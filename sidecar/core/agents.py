@@ -169,7 +169,7 @@ class AgentRegistry:
         queue = self._queue(service, context)
         size = len(message.payload) + MESSAGE_OVERHEAD_BYTES
         full = queue.messages + queue.reserved >= self._max_inbound
-        if full or self._user_bytes[context.identity] + size > MAX_USER_BYTES:
+        if full or self._user_bytes[queue.identity] + size > MAX_USER_BYTES:
             raise ResourceExhausted(ErrorReason.AGENT_BUSY, retry_after_s=1.0)
         queue.reserved += 1
         return queue
@@ -230,8 +230,9 @@ class AgentRegistry:
     def _taker(self, tenant_id: str, event: str) -> _Service | None:
         for named in (event, None):
             for service in self._services.values():
-                if any(worker.takes(tenant_id, named) for worker in service.workers.values()):
-                    return service
+                for worker in service.workers.values():
+                    if worker.takes(tenant_id, named):
+                        return service
         return None
 
     def _of_tenant(self, tenant_id: str) -> Iterator[_Service]:
@@ -279,7 +280,7 @@ class AgentRegistry:
         queue = delivery.queue
         service.deliveries[delivery.delivery_id] = delivery
         queue.add(delivery)
-        self._user_bytes[queue.context.identity] += _size(delivery)
+        self._user_bytes[queue.identity] += _size(delivery)
         if queue.worker is None:
             self._assign(service, queue)
         else:
@@ -339,7 +340,7 @@ class AgentRegistry:
         queue = delivery.queue
         del service.deliveries[delivery.delivery_id]
         queue.remove(delivery)
-        identity = queue.context.identity
+        identity = queue.identity
         self._user_bytes[identity] -= _size(delivery)
         if not self._user_bytes[identity]:
             del self._user_bytes[identity]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sidecar.core.deliveries import Closing, InboundMessage
 from sidecar.core.errors import ErrorReason, ResourceExhausted, SidecarError, Unavailable
-from sidecar.core.inbox import MAX_REPEATS, Inbox, fingerprint_of
+from sidecar.core.inbox import MAX_REPEATS, Inbox, Known, fingerprint_of
 from sidecar.core.stored import MessageIdentity, StoredInbound
 from sidecar.core.streams import ResponseStreams
 
@@ -92,10 +92,16 @@ class Conversation:
             return
         queue = self._agents.reserve(self._context, message)
         number = inbox.last_number = inbox.last_number + 1
-        identity = self._remember(message, number)
+        identity = MessageIdentity(message.message_id, fingerprint_of(message)) if message.message_id else None
+        known = None if identity is None else self._remember(identity, number)
+
+        def tell(refusal: SidecarError | None) -> None:
+            answer(refusal, False)
+            if known is not None:
+                known.answer(refusal)
 
         def kept(error: Exception | None) -> None:
-            self._kept(queue, message, number, at, error, answer)
+            self._kept(queue, message, number, at, error, tell)
 
         stored = StoredInbound(number, queue.service, message, identity)
         if self._store.receive(self._context.isolation_key, stored, at, kept):
@@ -110,14 +116,11 @@ class Conversation:
             if each.message is not None:
                 self._agents.restore(self._context, each.service, each.message, at, self._taken(each.number))
 
-    def _remember(self, message: InboundMessage, number: int) -> MessageIdentity | None:
-        if not message.message_id:
-            return None
-        identity = MessageIdentity(message.message_id, fingerprint_of(message))
-        _, forgotten = self.inbox.remember(identity, number, kept=False)
+    def _remember(self, identity: MessageIdentity, number: int) -> Known:
+        known, forgotten = self.inbox.remember(identity, number, kept=False)
         if forgotten is not None:
             self._store.forget(self._context.isolation_key, -forgotten)
-        return identity
+        return known
 
     def _kept(
         self,
@@ -126,13 +129,12 @@ class Conversation:
         number: int,
         at: Instant,
         error: Exception | None,
-        answer: Answer,
+        tell: Callable[[SidecarError | None], None],
     ) -> None:
         """The store has answered. A context that has ended meanwhile has no client to tell, and no row any more."""
         if self.ended:
             self._agents.release(queue)
             return
-        known = self.inbox.find(message) if message.message_id else None
         refusal: SidecarError | None = None
         if error is not None:
             refusal = error if isinstance(error, SidecarError) else Unavailable(ErrorReason.STORAGE_UNAVAILABLE)
@@ -140,9 +142,7 @@ class Conversation:
             self._agents.release(queue)
         else:
             self._agents.deliver(queue, message, at, self._taken(number))
-        answer(refusal, False)
-        if known is not None:
-            known.answer(refusal)
+        tell(refusal)
 
     def _taken(self, number: int) -> Callable[[], None]:
         return lambda: self._store.taken(self._context.isolation_key, number)

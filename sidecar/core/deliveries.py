@@ -77,6 +77,7 @@ class ContextQueue:
         "context",
         "deliveries",
         "ended",
+        "identity",
         "isolation_key",
         "messages",
         "reserved",
@@ -89,6 +90,7 @@ class ContextQueue:
         self.service = service
         self.context = context
         self.isolation_key = context.get_isolation_key()
+        self.identity = context.identity
         self.deliveries: dict[str, Delivery] = {}
         self.waiting: deque[Delivery] = deque()
         self.worker: AgentWorker | None = None
