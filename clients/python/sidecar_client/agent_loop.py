@@ -138,7 +138,12 @@ class AgentLoop:
 
     def _open(self) -> AgentStream:
         stream: AgentStream
-        stream = AgentStream(self._client._attach(), self._attached.set, lambda frame: self._on_event(stream, frame))
+        stream = AgentStream(
+            self._client._attach(),
+            self._attached.set,
+            lambda frame: self._on_event(stream, frame),
+            self._registration.gather_s,
+        )
         return stream
 
     def _on_room(self) -> None:

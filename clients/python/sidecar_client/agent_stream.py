@@ -16,6 +16,11 @@ from sidecar_client.messages import duration, fields
 MAX_ACKNOWLEDGED: Final = 10_000
 """Delivery ids in one frame."""
 HALF_CLOSE_TIMEOUT_S: Final = 5.0
+GATHER_UP_TO: Final = 8
+GATHER_S: Final = 0.01
+"""Acknowledgements and credits wait for others: until there are so many of either, or for so long."""
+GATHER_SHARE: Final = 0.1
+"""Of the time in which an event is to be acknowledged: where that is short they wait for no longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,11 @@ class Registration:
     subscriptions: tuple[Subscription, ...]
     ack_timeout_s: float | None
 
+    @property
+    def gather_s(self) -> float:
+        """How long an acknowledgement may wait for others."""
+        return GATHER_S if self.ack_timeout_s is None else min(GATHER_S, GATHER_SHARE * self.ack_timeout_s)
+
     def frame(self, credit: int) -> pb.AttachRequest:
         """The first frame. Raises BadRequest for what it cannot hold."""
         register = pb.AttachRequest.Register()
@@ -51,26 +61,35 @@ class Registration:
 
 
 class AgentStream:
-    """One worker's call, from `register` to its end. What is to be said gathers while the writer is busy."""
+    """One worker's call, from `register` to its end. What is to be said gathers while the writer is busy, or a moment.
 
-    def __init__(self, call: Any, on_registered: Callable[[], None], on_event: Callable[[Any], None]) -> None:
+    What is not said when the call breaks is not lost: its event comes again, on the next call, and is known.
+    """
+
+    def __init__(
+        self, call: Any, on_registered: Callable[[], None], on_event: Callable[[Any], None], gather_s: float = GATHER_S
+    ) -> None:
         self._call = call
         self._on_registered = on_registered
         self._on_event = on_event
         self._acknowledged: list[str] = []
         self._credit = 0
+        self._credit_left = 0
+        """What may still come without a further word."""
+        self._gather_s = gather_s
+        self._gathering: asyncio.TimerHandle | None = None
         self._work = asyncio.Event()
         self._leaving = False
 
     def acknowledge(self, delivery_id: str) -> None:
-        """Say "mine" of that event."""
+        """Say "mine" of that event, soon."""
         self._acknowledged.append(delivery_id)
-        self._work.set()
+        self._gather()
 
     def credit(self, amount: int) -> None:
-        """Let so many more come."""
+        """Let so many more come, soon; at once where the sidecar has few left."""
         self._credit += amount
-        self._work.set()
+        self._gather()
 
     def leave(self) -> None:
         """Say what is still to be said, then half-close; the sidecar then ends the call. Idempotent."""
@@ -79,6 +98,7 @@ class AgentStream:
 
     async def run(self, register: pb.AttachRequest) -> SidecarError | None:
         """Serve until the call ends; why it did, None after `leave`. Safe to cancel: the call is."""
+        self._credit_left = register.register.credits
         writer = asyncio.create_task(self._write(register))
         try:
             await self._read()
@@ -86,6 +106,7 @@ class AgentStream:
             return error_from_call(failed)
         finally:
             writer.cancel()
+            self._stop_gathering()
             self._call.cancel()
             await asyncio.gather(writer, return_exceptions=True)
         return None if self._leaving else TransportError(grpc.StatusCode.UNAVAILABLE, "", "the stream ended")
@@ -96,6 +117,7 @@ class AgentStream:
                 case "registered":
                     self._on_registered()
                 case "event":
+                    self._credit_left -= response.event.WhichOneof("kind") != "cancelled"
                     self._on_event(response.event)
 
     async def _write(self, register: pb.AttachRequest) -> None:
@@ -109,10 +131,25 @@ class AgentStream:
             await self._work.wait()
         await self._call.done_writing()
 
+    def _gather(self) -> None:
+        """Say it when there is enough of it, when nothing more could come, or a moment after its first."""
+        enough = len(self._acknowledged) >= GATHER_UP_TO or self._credit >= GATHER_UP_TO
+        if enough or self._leaving or self._credit >= max(self._credit_left, 1):
+            self._work.set()
+        elif self._gathering is None:
+            self._gathering = asyncio.get_running_loop().call_later(self._gather_s, self._work.set)
+
+    def _stop_gathering(self) -> None:
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
+
     def _take(self) -> Sequence[pb.AttachRequest]:
         self._work.clear()
+        self._stop_gathering()
         ids, self._acknowledged = self._acknowledged, []
         credit, self._credit = self._credit, 0
+        self._credit_left += credit
         frames = [
             pb.AttachRequest(
                 acknowledge=pb.AttachRequest.Acknowledge(delivery_ids=ids[start : start + MAX_ACKNOWLEDGED])

@@ -8,10 +8,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
+import pytest
 
 from sidecar.api.v1 import agent_service_pb2 as pb
 from sidecar.api.v1 import types_pb2
 from sidecar_client import Agent, AgentContext, InboundMessage, Opened, Subscription
+from sidecar_client.agent_stream import GATHER_S, GATHER_UP_TO, AgentStream, Registration
 from tests.clients.python.agents import within
 
 Script = Callable[["Scripted", Any], Awaitable[None]]
@@ -236,3 +238,111 @@ async def test_the_newest_token_is_the_one_that_is_used() -> None:
         assert isinstance(first, Opened)
         assert first.context is second.context
         assert first.context.context_token == "token-2"
+
+
+# When what is to be said is said
+
+
+class Line:
+    """A call: what comes on it is the test's to say, what was said on it is kept."""
+
+    def __init__(self) -> None:
+        self.coming: asyncio.Queue[Any] = asyncio.Queue()
+        self.said: list[pb.AttachRequest] = []
+        self.half_closed = False
+
+    async def read(self) -> Any:
+        return await self.coming.get()
+
+    async def write(self, frame: pb.AttachRequest) -> None:
+        self.said.append(frame)
+
+    async def done_writing(self) -> None:
+        self.half_closed = True
+        self.coming.put_nowait(grpc.aio.EOF)
+
+    def cancel(self) -> None:
+        """Nothing waits for it."""
+
+
+Registered = tuple[AgentStream, Line]
+NEVER_S = 3_600.0
+
+
+@asynccontextmanager
+async def registered(credits: int = 100, gather_s: float = NEVER_S) -> AsyncIterator[Registered]:
+    """A stream on which nothing but `register` was said."""
+    line = Line()
+    stream = AgentStream(line, lambda: None, lambda _: None, gather_s)
+    running = asyncio.create_task(stream.run(Registration("answers", (), None).frame(credits)))
+    assert await said_on(line) == [("", credits)]
+    yield stream, line
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def said_on(line: Line) -> list[tuple[str, int]]:
+    """The ids and the credits of each frame since this was last asked, once everything has come to rest."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+    said, line.said = line.said, []
+    return [(" ".join(each.acknowledge.delivery_ids), each.credit.credits or each.register.credits) for each in said]
+
+
+async def test_acknowledgements_and_credits_gather_and_leave_together() -> None:
+    async with registered() as (stream, line):
+        for number in range(GATHER_UP_TO - 1):
+            stream.acknowledge(f"d-{number}")
+            stream.credit(1)
+        assert await said_on(line) == []
+        stream.acknowledge("d-7")
+        assert await said_on(line) == [("d-0 d-1 d-2 d-3 d-4 d-5 d-6 d-7", 0), ("", 7)]
+        stream.credit(GATHER_UP_TO)
+        assert await said_on(line) == [("", GATHER_UP_TO)]
+
+
+async def test_what_gathers_is_said_after_a_moment() -> None:
+    async with registered(gather_s=0.001) as (stream, line):
+        for name in ("d-1", "d-2"):
+            stream.acknowledge(name)
+            async with asyncio.timeout(10):
+                while not line.said:  # noqa: ASYNC110 - the moment is the loop's own
+                    await asyncio.sleep(0)
+            assert await said_on(line) == [(name, 0)]
+
+
+@pytest.mark.parametrize(("credits", "events"), [(1, 1), (4, 2), (6, 3)])
+async def test_a_credit_goes_at_once_where_few_are_left(credits: int, events: int) -> None:
+    async with registered(credits=credits) as (stream, line):
+        for number in range(events):
+            line.coming.put_nowait(question(f"d-{number}", "q-1"))
+            line.coming.put_nowait(event("", cancelled=pb.AttachResponse.Cancelled(message_id="q")))  # uses none
+            assert await said_on(line) == []
+        for _ in range(events - 1):
+            stream.credit(1)
+            assert await said_on(line) == []
+        stream.credit(1)
+        assert await said_on(line) == [("", events)]
+
+
+async def test_who_leaves_says_everything_first() -> None:
+    async with registered() as (stream, line):
+        stream.acknowledge("d-1")
+        stream.leave()
+        stream.acknowledge("d-2")
+        assert await said_on(line) == [("d-1 d-2", 0)]
+        assert line.half_closed
+
+
+async def test_what_is_not_said_when_the_call_ends_is_said_no_more() -> None:
+    async with registered(gather_s=0.0) as (stream, line):
+        stream.acknowledge("d-1")
+        line.coming.put_nowait(grpc.aio.EOF)
+        assert await said_on(line) in ([], [("d-1", 0)])
+        stream.acknowledge("d-2")
+        assert await said_on(line) == []
+
+
+@pytest.mark.parametrize(("timeout_s", "gather_s"), [(None, GATHER_S), (60.0, GATHER_S), (0.02, 0.002)])
+def test_no_acknowledgement_waits_for_what_its_time_out_is(timeout_s: float | None, gather_s: float) -> None:
+    assert Registration("answers", (), timeout_s).gather_s == pytest.approx(gather_s)
