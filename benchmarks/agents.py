@@ -19,6 +19,7 @@ from benchmarks.sockets import Tally
 from sidecar.api.v1 import agent_service_pb2 as agent_pb
 from sidecar.api.v1 import delivery_service_pb2 as pb
 from sidecar.api.v1 import types_pb2 as types
+from sidecar_client.agent_stream import GATHER_S, GATHER_UP_TO
 
 if TYPE_CHECKING:  # grpc's classes are generic to the type checker only
     Call = grpc.aio.StreamStreamCall[bytes, Any]
@@ -34,24 +35,37 @@ LaneMessage = pb.DeliverRequest.LaneMessage
 
 
 class Outlet:
-    """What is to be said on a call; it gathers while a write is under way, and is made into as few frames as may be."""
+    """What is to be said on a call; it gathers while a write is under way, and is made into as few frames as may be.
 
-    def __init__(self, call: Call, frames_of: Callable[[list[Any]], list[bytes]]) -> None:
+    With `enough` it gathers until there is so much of it, or for `gather_s`.
+    """
+
+    def __init__(
+        self, call: Call, frames_of: Callable[[list[Any]], list[bytes]], enough: int = 1, gather_s: float = 0.0
+    ) -> None:
         self._call = call
         self._frames_of = frames_of
+        self._enough, self._gather_s = enough, gather_s
+        self._gathering: asyncio.TimerHandle | None = None
         self._items: list[Any] = []
         self._ready = asyncio.Event()
 
     def put(self, item: Any) -> None:
         """Say that, with whatever else waits."""
         self._items.append(item)
-        self._ready.set()
+        if len(self._items) >= self._enough:
+            self._ready.set()
+        elif self._gathering is None:
+            self._gathering = asyncio.get_running_loop().call_later(self._gather_s, self._ready.set)
 
     async def run(self) -> None:
         """Write until cancelled."""
         while True:
             await self._ready.wait()
             self._ready.clear()
+            if self._gathering is not None:
+                self._gathering.cancel()
+                self._gathering = None
             items, self._items = self._items, []
             for frame in self._frames_of(items):
                 await self._call.write(frame)
@@ -101,12 +115,12 @@ class Agent:
 
 
 class SidecarAgent(Agent):
-    """Attached to the sidecar: acknowledges what it is told behind its answer, and wants a receipt for each answer."""
+    """Attached to the sidecar: acknowledges what it is told, and wants a receipt for each answer."""
 
     def __init__(self, events: Call, answers: Call) -> None:
         super().__init__(events, answers)
         self._used = 0
-        self._acknowledgements = Outlet(events, taking_frames)
+        self._acknowledgements = Outlet(events, taking_frames, GATHER_UP_TO, GATHER_S)
 
     def tasks(self) -> list[Any]:
         return [*super().tasks(), self._acknowledgements.run(), self._read_answers()]

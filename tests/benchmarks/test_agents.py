@@ -19,6 +19,7 @@ from benchmarks.works.agent_round import company
 from sidecar.api.v1 import agent_service_pb2 as agent_pb
 from sidecar.api.v1 import delivery_service_pb2 as pb
 from sidecar.api.v1 import types_pb2 as types
+from sidecar_client.agent_stream import GATHER_UP_TO
 
 Running = Callable[[], AbstractAsyncContextManager[Server]]
 Event = agent_pb.AttachResponse.Event
@@ -94,12 +95,19 @@ async def work(of: SidecarAgent, until: Callable[[], bool] = lambda: False) -> N
 
 async def test_an_agent_opens_a_lane_answers_there_and_acknowledges() -> None:
     events, answers = Stream(*told(OPENED, ASKED)), Stream()
-    await work(agent(events, answers), lambda: len(answers.written) == 2)
+    await work(agent(events, answers), lambda: len(answers.written) == 2 and bool(events.written))
     answer = pb.DeliverRequest.FromString(answers.written[1]).messages.items[0]
     assert answers.written[0] == opening_frame(0, Route("k", "t"))
     assert (answer.lane, answer.message.payload, answer.message.reply_to) == (0, b'"what?"', "q-7")
     taken = [agent_pb.AttachRequest.FromString(frame).acknowledge.delivery_ids for frame in events.written]
     assert [each for some in taken for each in some] == ["d-1", "d-2"]
+
+
+async def test_acknowledgements_gather_as_the_clients_do() -> None:
+    events = Stream(*told(OPENED, *[ASKED] * (2 * GATHER_UP_TO - 1)))
+    await work(agent(events, Stream()), lambda: bool(events.written))
+    taken = agent_pb.AttachRequest.FromString(events.written[0]).acknowledge.delivery_ids
+    assert len(taken) >= GATHER_UP_TO
 
 
 async def test_credits_are_given_back_when_half_of_them_are_used() -> None:
