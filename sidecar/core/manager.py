@@ -383,7 +383,8 @@ class IsolatedWebSocketManager:
 
     def _accept(self, message: Message, at: Instant) -> Receipt | PendingReceipt:
         if not message.checked:
-            check_message(message, self._max_message_bytes)
+            names_known = message.stream is not None and self.conversation.streams.goes_on(message.stream, message)
+            check_message(message, self._max_message_bytes, names_known=names_known)
         if message.min_durability > self._store.durability:
             raise FailedPrecondition(ErrorReason.DURABILITY_UNAVAILABLE)
         if message.stream is not None:

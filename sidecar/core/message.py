@@ -141,8 +141,9 @@ class PendingReceipt:
         return repeat
 
 
-def check_message(message: Message, max_message_bytes: int) -> None:
-    """Raise BadRequest unless the message keeps every rule.
+def check_message(message: Message, max_message_bytes: int, *, names_known: bool = False) -> None:
+    """Raise BadRequest unless the message keeps every rule. `names_known`: its event_type, reply_to and stream_id are
+    those of a message that has passed.
 
     A JSON payload is parsed whole (one RFC 8259 value): it is spliced into the frame as it is, and unread it could
     forge the envelope.
@@ -150,8 +151,8 @@ def check_message(message: Message, max_message_bytes: int) -> None:
     if len(message.payload) > max_message_bytes:
         raise BadRequest("message.payload", "longer than limits.max_message_bytes")
     stream = message.stream
-    if stream is not None:
-        _check_stream(stream)
+    if stream is not None and stream.position > MAX_STREAM_INDEX:
+        raise BadRequest("message.stream.index", "at most 2^53 - 1")
     if message.content_type == _JSON:
         # The last chunk of a stream may say nothing.
         silent = not message.payload and stream is not None and stream.state is not StreamState.OPEN
@@ -159,7 +160,7 @@ def check_message(message: Message, max_message_bytes: int) -> None:
             raise BadRequest("message.payload", "not one JSON value (RFC 8259)")
     else:
         _check_other_content(message)
-    if message.message_id or message.event_type or message.reply_to:
+    if message.message_id or not names_known:
         _check_identifiers(message)
     if message.ttl_s is not None and not 0 < message.ttl_s <= MAX_TTL_S:
         raise BadRequest("message.ttl", "more than 0 and at most one day")
@@ -213,13 +214,8 @@ def _check_identifiers(message: Message) -> None:
     ):
         if value and not IDENTIFIER.fullmatch(value):
             raise BadRequest(field, "1 to 128 of A-Z a-z 0-9 _ . : @ | -")
-
-
-def _check_stream(stream: StreamPlace) -> None:
-    if not IDENTIFIER.fullmatch(stream.stream_id):
+    if message.stream is not None and not IDENTIFIER.fullmatch(message.stream.stream_id):
         raise BadRequest("message.stream.stream_id", "1 to 128 of A-Z a-z 0-9 _ . : @ | -")
-    if stream.position > MAX_STREAM_INDEX:
-        raise BadRequest("message.stream.index", "at most 2^53 - 1")
 
 
 def _check_headers(headers: Mapping[str, str]) -> None:

@@ -6,7 +6,6 @@ A stream's chunks go by (stream_id, index): only the next is taken, a lower one 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from itertools import islice
 from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -15,7 +14,7 @@ from sidecar.core.message import Instant, StreamPlace, StreamState
 from sidecar.core.stored import StoredStream
 
 if TYPE_CHECKING:
-    from sidecar.core.message import PendingReceipt
+    from sidecar.core.message import Message, PendingReceipt
 
 MAX_OPEN: Final = 256
 MAX_REMEMBERED: Final = 256
@@ -97,6 +96,11 @@ class ResponseStreams:
     def any_open(self) -> bool:
         """True while a stream is open: its context is not idle."""
         return bool(self._open)
+
+    def goes_on(self, place: StreamPlace, message: Message) -> bool:
+        """Whether that is a chunk of an open stream, whose chunks before it had the same event_type and reply_to."""
+        stream = self._open.get(place.stream_id)
+        return stream is not None and stream.event_type == message.event_type and stream.reply_to == message.reply_to
 
     def admit(self, place: StreamPlace, reply_to: str) -> Chunk | None:
         """None when that chunk is the next; the chunk as it was taken when it is a repeat, and nothing is to be done.
@@ -266,7 +270,8 @@ class ResponseStreams:
     def _close(self, stream: _Stream) -> None:
         stream.over = True
         self._open.pop(stream.stream_id, None)
-        stream.chunks = deque(islice(stream.chunks, max(len(stream.chunks) - MAX_ENDED_CHUNKS, 0), None), MAX_CHUNKS)
+        while len(stream.chunks) > MAX_ENDED_CHUNKS:
+            stream.chunks.popleft()
         self._remember_ended(stream)
 
     def _remember_ended(self, stream: _Stream) -> None:

@@ -49,20 +49,19 @@ class ReceiptFrame:
             self._last, self._last_fields = rest, _fields_of(receipt)
         message_id = receipt[0]
         body = f"\x0a{varint(len(message_id))}{message_id}\x10{varint(receipt[1])}{self._last_fields}"
-        self._add(f"{lane}\x10{varint(number)}\x1a{varint(len(body))}{body}")
+        item = f"{lane}\x10{varint(number)}\x1a{varint(len(body))}{body}"
+        self._items.append(f"\x0a{varint(len(item))}{item}")
 
     def add_error(self, lane: str, number: int, error: Status) -> None:
         """The message at that place of its lane was refused."""
         body = error.SerializeToString().decode("latin-1")
-        self._add(f"{lane}\x10{varint(number)}\x22{varint(len(body))}{body}")
+        item = f"{lane}\x10{varint(number)}\x22{varint(len(body))}{body}"
+        self._items.append(f"\x0a{varint(len(item))}{item}")
 
     def encode(self) -> bytes:
         """The serialised `DeliverResponse`: its field `receipts`."""
         items = "".join(self._items)
         return f"\x1a{varint(len(items))}{items}".encode("latin-1")
-
-    def _add(self, item: str) -> None:
-        self._items.append(f"\x0a{varint(len(item))}{item}")
 
 
 def event_frame(*fields: bytes) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from sidecar.core.errors import (
@@ -50,6 +52,16 @@ def test_a_stream_may_be_one_chunk_and_the_last_may_say_nothing(speaker: Speaker
     assert isinstance(speaker.offer(0, state, payload=b""), Receipt)
     assert speaker.refusal(1) is ErrorReason.STREAM_ENDED
     assert speaker.send(0, stream_id="another").sequence == 2
+
+
+@pytest.mark.parametrize("name", ["event_type", "reply_to", "message_id", "stream_id"])
+def test_names_are_looked_at_though_the_stream_goes_on(speaker: Speaker, name: str) -> None:
+    """What the chunks before had in common need not be; nothing else of a chunk is taken unseen."""
+    names: dict[str, Any] = {"event_type": "token", "reply_to": "q-1"}
+    speaker.send(0, **names)
+    with pytest.raises(BadRequest):
+        speaker.offer(1, **(names | {name: "a b"}))
+    assert speaker.send(1, **names).sequence == 2
 
 
 def test_a_stream_begins_with_its_first_chunk(speaker: Speaker) -> None:
