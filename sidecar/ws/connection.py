@@ -17,7 +17,7 @@ from websockets.protocol import CONNECTING, OPEN
 from sidecar.core.close_codes import CloseCode
 from sidecar.core.limits import TokenBucket
 from sidecar.ws.handshake import Refusal
-from sidecar.ws.protocol import EdgeProtocol
+from sidecar.ws.protocol import SHORT_BYTES, EdgeProtocol
 
 if TYPE_CHECKING:
     from asyncio import BaseTransport, TimerHandle, Transport
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 _NO_CLOSE_FRAME: Final = 1006
 _PAST_REQUEST: Final = Request("", Headers())
 MAX_QUEUED_FRAMES: Final = 16
-_SHORT_BYTES: Final = 1_024
 
 
 class EdgeConnection(ServerConnection):
@@ -225,7 +224,7 @@ class EdgeConnection(ServerConnection):
             self.socket.pong_received()
 
     def _is_dealt_with(self, frame: Frame) -> bool:
-        short = frame.opcode is TEXT and frame.fin and len(frame.data) <= _SHORT_BYTES
+        short = frame.opcode is TEXT and frame.fin and len(frame.data) <= SHORT_BYTES
         return short and self.on_text is not None and self.on_text(bytes(frame.data))
 
     # Rates and flow

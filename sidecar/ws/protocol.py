@@ -9,19 +9,25 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from websockets.exceptions import InvalidMessage, ProtocolError
-from websockets.protocol import CONNECTING
+from websockets.frames import TEXT, Frame
+from websockets.protocol import CONNECTING, OPEN
 from websockets.server import ServerProtocol
+from websockets.utils import apply_mask
 
 from sidecar.core.close_codes import CloseCode
 from sidecar.ws.handshake import BY_STATUS, Refusal
 
 if TYPE_CHECKING:
-    from websockets.frames import Frame
     from websockets.http11 import Response
     from websockets.typing import LoggerLike
 
 _NO_CLOSE_FRAME: Final = 1006
 _INTERNAL: Final = 1011
+SHORT_BYTES: Final = 1_024
+"""What a client says is nearly always of at most so many bytes."""
+_FINAL_TEXT: Final = 0x81
+_MASKED: Final = 0x80
+_LENGTH_FOLLOWS: Final = 126
 
 
 class EdgeProtocol(ServerProtocol):
@@ -32,7 +38,7 @@ class EdgeProtocol(ServerProtocol):
     """
 
     # The library's own attributes just fit in a dictionary that instances share the keys of.
-    __slots__ = ("_admit_frame", "_on_fail", "_on_refused", "refusal")
+    __slots__ = ("_admit_frame", "_between_frames", "_longest", "_on_fail", "_on_refused", "refusal")
 
     def __init__(
         self,
@@ -48,7 +54,26 @@ class EdgeProtocol(ServerProtocol):
         self._admit_frame = admit_frame
         self._on_fail = on_fail
         self._on_refused = on_refused
+        self._longest = min(max_inbound_bytes, SHORT_BYTES)
+        self._between_frames = False
         self.refusal: Refusal | None = None
+
+    def receive_data(self, data: bytes | bytearray) -> None:
+        """Take what has come. One short text frame by itself needs no parser that can stop in the middle of it."""
+        if self._between_frames and self.state is OPEN and not self.extensions and self.current_size is None:
+            text = short_text(data, self._longest)
+            if text is not None:
+                self._receive_text(text)
+                return
+        self._between_frames = False
+        super().receive_data(data)
+
+    def _receive_text(self, text: bytes) -> None:
+        try:
+            self.recv_frame(Frame(TEXT, text))
+        except ProtocolError as error:  # the client sends too many; what the library's parser does then
+            self.fail(CloseCode.PROTOCOL_ERROR)
+            self.parser_exc = error
 
     def reject(self, status: int, text: str) -> Response:
         """The library's own rejection, without its text: it repeats what the client sent."""
@@ -87,6 +112,7 @@ class EdgeProtocol(ServerProtocol):
             self.fail(CloseCode.RATE_LIMITED)
             raise ProtocolError
         super().recv_frame(frame)
+        self._between_frames = not self.reader.buffer
 
     def let_go(self) -> None:
         """Forget whom to call; the connection has ended."""
@@ -100,3 +126,20 @@ class EdgeProtocol(ServerProtocol):
             code = CloseCode.PROTOCOL_ERROR
         super().fail(code, "" if code == _NO_CLOSE_FRAME else CloseCode(code).name.lower())
         self._on_fail(int(code))
+
+
+def short_text(data: bytes | bytearray, longest: int) -> bytes | None:
+    """The payload of a text frame, where `data` is one, whole, with nothing behind it, of at most `longest` bytes.
+
+    Final, without reserved bits, masked, its length in one or three bytes (RFC 6455 §5.2). None for all else.
+    """
+    if len(data) < 6 or data[0] != _FINAL_TEXT or not data[1] & _MASKED:
+        return None
+    length, head = data[1] - _MASKED, 6
+    if length == _LENGTH_FOLLOWS:
+        length, head = data[2] << 8 | data[3], 8
+    elif length > _LENGTH_FOLLOWS:  # in nine bytes
+        return None
+    if length > longest or len(data) != head + length:
+        return None
+    return apply_mask(bytes(data[head:]), bytes(data[head - 4 : head]))
