@@ -169,7 +169,7 @@ class AgentRegistry:
         queue = self._queue(service, context)
         size = len(message.payload) + MESSAGE_OVERHEAD_BYTES
         full = queue.messages + queue.reserved >= self._max_inbound
-        if full or self._user_bytes[queue.identity] + size > MAX_USER_BYTES:
+        if full or self._user_bytes.get(queue.identity, 0) + size > MAX_USER_BYTES:
             raise ResourceExhausted(ErrorReason.AGENT_BUSY, retry_after_s=1.0)
         queue.reserved += 1
         return queue

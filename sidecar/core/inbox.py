@@ -71,6 +71,5 @@ class Inbox:
 
 def fingerprint_of(message: InboundMessage) -> bytes:
     """16 bytes that two messages of one client share only when they are the same."""
-    digest = blake2b(f"{message.event_type}\0{message.content_type}\0".encode(), digest_size=16)
-    digest.update(message.payload)
-    return digest.digest()
+    head = f"{message.event_type}\0{message.content_type}\0".encode()
+    return blake2b(head + message.payload, digest_size=16).digest()

@@ -53,10 +53,13 @@ class TokenBucket:
 
     def take(self, now: float, amount: float = 1.0) -> float:
         """Take `amount` and return 0.0, or take nothing and return the seconds until it may be had."""
-        wait_s = self.wait(now, amount)
-        if not wait_s:
-            self._level -= amount
-        return wait_s
+        level = min(self._burst, self._level + (now - self._seen) * self._rate)
+        self._seen = now
+        if level < amount:
+            self._level = level
+            return (amount - level) / self._rate
+        self._level = level - amount
+        return 0.0
 
 
 class UserAccount:

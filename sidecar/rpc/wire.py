@@ -6,7 +6,7 @@ text is Latin-1, one character a byte: joining short strings is what Python does
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from google.rpc.status_pb2 import Status
@@ -14,11 +14,16 @@ if TYPE_CHECKING:
     from sidecar.core.message import Receipt
 
 
+_CHARACTERS: Final = tuple(map(chr, range(256)))
+
+
 def varint(value: int) -> str:
     """A number that is not negative, seven bits a character, lowest first."""
-    if value < 0x80:
-        return chr(value)
-    return f"{chr(value & 0x7F | 0x80)}{varint(value >> 7)}"
+    text = ""
+    while value > 0x7F:
+        text += _CHARACTERS[value & 0x7F | 0x80]
+        value >>= 7
+    return text + _CHARACTERS[value]
 
 
 # What stands before a field: its number << 3, and its wire type: 0 for a varint, 2 for what carries its length.
