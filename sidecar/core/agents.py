@@ -280,7 +280,7 @@ class AgentRegistry:
         queue = delivery.queue
         service.deliveries[delivery.delivery_id] = delivery
         queue.add(delivery)
-        self._user_bytes[queue.identity] += _size(delivery)
+        self._user_bytes[queue.identity] = self._user_bytes.get(queue.identity, 0) + _size(delivery)
         if queue.worker is None:
             self._assign(service, queue)
         else:

@@ -131,7 +131,10 @@ class ResponseStreams:
         if stream is None:
             stream = self._open[place.stream_id] = _Stream(place.stream_id, reply_to, event_type, now)
         # A store keeps neither with each chunk: of a stream that was restored they may not be known.
-        stream.reply_to, stream.event_type = stream.reply_to or reply_to, stream.event_type or event_type
+        if not stream.reply_to:
+            stream.reply_to = reply_to
+        if not stream.event_type:
+            stream.event_type = event_type
         stream.next_index = place.position + 1
         stream.silent_since = now
         stream.chunks.append(chunk if chunk.pending is not None else _kept(chunk))

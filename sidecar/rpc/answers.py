@@ -46,7 +46,9 @@ class Answers:
         self._write = write
         self._take_reports = take_reports
         self._frames: list[ReceiptFrame | bytes] = []
-        self._receipts: ReceiptFrame | None = None
+        self._receipts = ReceiptFrame()
+        self._room = 0
+        """So many more receipts go in the last frame."""
         self._ready = asyncio.Event()
         self._finished = False
         self._writing = False
@@ -64,14 +66,15 @@ class Answers:
 
     def add_receipt(self, lane: str, place: int, outcome: Outcome) -> None:
         """What became of one message; `lane` is its `lane_field`. Call `receipts_ready` behind the last of a run."""
-        receipts = self._receipts
-        if receipts is None or len(receipts) >= MAX_RECEIPTS:
-            receipts = self._receipts = ReceiptFrame()
-            self._frames.append(receipts)
+        if not self._room:
+            self._receipts = ReceiptFrame()
+            self._room = MAX_RECEIPTS
+            self._frames.append(self._receipts)
         if isinstance(outcome, Receipt):
-            receipts.add_receipt(lane, place, outcome)
+            self._receipts.add_receipt(lane, place, outcome)
         else:
-            receipts.add_error(lane, place, rich_status(outcome))
+            self._receipts.add_error(lane, place, rich_status(outcome))
+        self._room -= 1
         self.unsent += 1
 
     def receipts_ready(self) -> None:
@@ -85,7 +88,7 @@ class Answers:
 
     def put(self, frames: list[bytes]) -> None:
         """Write these, behind the receipts before them; now."""
-        self._receipts = None  # what comes after stands after it
+        self._room = 0  # what comes after stands after it
         self._frames += frames
         self.unsent += len(frames)
         self._ready.set()
@@ -114,8 +117,7 @@ class Answers:
         self._ready.clear()
         self._stop_gathering()
         frames, self._frames = self._frames, []
-        self._receipts = None
-        self.unsent = 0
+        self._room = self.unsent = 0
         self._several, self._asked = self._asked > 1, 0
         frames += self._take_reports()
         self._writing = True

@@ -44,9 +44,6 @@ class ReceiptFrame:
         self._last: tuple[object, ...] = ()
         self._last_fields = ""
 
-    def __len__(self) -> int:
-        return len(self._items)
-
     def add_receipt(self, lane: str, number: int, receipt: Receipt) -> None:
         """The message at that place of its lane was accepted; `lane` is its `lane_field`."""
         rest = receipt[2:]
@@ -80,7 +77,8 @@ def _fields_of(receipt: Receipt) -> str:
     seconds = int(receipt.accepted_time)
     nanos = int((receipt.accepted_time - seconds) * 1e9)
     accepted_time = f"\x08{varint(seconds)}\x10{varint(nanos)}"
+    small = _CHARACTERS  # enumerations, and what is shorter than 128 bytes
     return (
-        f"\x18{varint(receipt.state)}\x20{varint(receipt.durability)}\x28{varint(receipt.connections)}"
-        f"\x30{varint(receipt.duplicate)}\x3a{varint(len(accepted_time))}{accepted_time}"
+        f"\x18{small[receipt.state]}\x20{small[receipt.durability]}\x28{varint(receipt.connections)}"
+        f"\x30{small[receipt.duplicate]}\x3a{small[len(accepted_time)]}{accepted_time}"
     )

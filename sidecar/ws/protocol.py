@@ -12,7 +12,11 @@ from websockets.exceptions import InvalidMessage, ProtocolError
 from websockets.frames import TEXT, Frame
 from websockets.protocol import CONNECTING, OPEN
 from websockets.server import ServerProtocol
-from websockets.utils import apply_mask
+
+try:
+    from websockets.speedups import apply_mask
+except ImportError:  # pragma: no cover - where the library was built without its extension
+    from websockets.utils import apply_mask
 
 from sidecar.core.close_codes import CloseCode
 from sidecar.ws.handshake import BY_STATUS, Refusal
