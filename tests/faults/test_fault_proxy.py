@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 
-from tests.support.fault_flow import RESET_AT_CLOSE, Plan, Spoiling, wait_by_timer
+from tests.support.fault_flow import RESET_AT_CLOSE, Plan, Spoiling
 from tests.support.fault_proxy import STRIKES, Admission, FaultProxy, fault_proxy
 
 TIMEOUT_S = 10
@@ -395,17 +395,3 @@ async def test_nothing_is_left_of_a_proxy() -> None:
         assert asyncio.all_tasks() != tasks
     assert os.listdir("/proc/self/fd") == before
     assert asyncio.all_tasks() == tasks
-
-
-async def test_a_wait_may_be_cancelled_as_its_time_is_over() -> None:
-    loop, troubles = asyncio.get_running_loop(), []
-    loop.set_exception_handler(lambda _, trouble: troubles.append(trouble))
-    waiting = asyncio.create_task(wait_by_timer(0.001))
-    await asyncio.sleep(0)
-    over = loop.time() + 0.001
-    loop.call_later(0, waiting.cancel)
-    while loop.time() < over:  # so that both are due in one turn of the loop
-        pass
-    await asyncio.gather(waiting, return_exceptions=True)
-    assert waiting.cancelled()
-    assert troubles == []
