@@ -7,6 +7,7 @@ import { Pace } from "./pace.js";
 import type { Session } from "./session.js";
 import type { ConnectOptions, Event, Scope } from "./types.js";
 
+/** Offered alone: a WebSocket that gets another one, or none, fails by itself. */
 const SUBPROTOCOL = "sidecar.v1.json";
 /** From the asking for a token to the welcome. */
 const WELCOME_TIMEOUT_MS = 20_000;
@@ -35,7 +36,6 @@ export interface SocketPorts {
 }
 
 interface Wire {
-  readonly protocol: string;
   readonly readyState: number;
   onopen: (() => void) | null;
   onmessage: ((event: { data: unknown }) => void) | null;
@@ -119,8 +119,7 @@ export class Socket {
       throw new ConnectionEnded(0, String(error));
     }
     wire.onopen = (): void => {
-      if (wire.protocol !== SUBPROTOCOL) this.#fail(new ConnectionEnded(1002, `no ${SUBPROTOCOL} there`));
-      else this.#send(this.#session.hello(token));
+      this.#send(this.#session.hello(token));
     };
     wire.onmessage = ({ data }): void => {
       try {
