@@ -151,7 +151,7 @@ function base64(bytes: Uint8Array): string {
 /** Never a token: these texts are the client's own, or the catalogue's. */
 function described(error: unknown): Members {
   if (error instanceof UnknownCommand) return { reason: "UNKNOWN_COMMAND" };
-  if (error instanceof ConnectionEnded) return { code: error.code, reason: error.reason, definite: error.definite };
+  if (error instanceof ConnectionEnded) return { close_code: error.code, reason: error.reason, definite: error.definite };
   if (error instanceof SidecarError) return { reason: error.reason, definite: error.definite };
   return { reason: "CRASH", message: String(error) };
 }
