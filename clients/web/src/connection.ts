@@ -367,7 +367,7 @@ export class Connection implements AsyncIterable<Event> {
     this.#replies.end(error);
     this.#events.end(error);
     this.#noneWillCome?.(why);
-    if (forget) this.#options.onResume?.(null);
+    if (forget) this.#session.forget();
     const { code, reason } = error ?? {};
     this.#say("closed", { code, reason, error });
   }

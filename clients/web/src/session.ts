@@ -109,9 +109,18 @@ export class Session implements Hooks<Event> {
     return event;
   }
 
+  /** There is nothing to come back to. */
+  forget(): void {
+    this.#resumeToken = "";
+    this.#remember();
+  }
+
   #remember(): void {
-    const state = this.resumeState;
-    if (state) this.#keep?.(state);
+    try {
+      this.#keep?.(this.resumeState);
+    } catch {
+      // A store that is full: this page goes on, a reload begins with what was kept last.
+    }
   }
 
   /** A further context token. */

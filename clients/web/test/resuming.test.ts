@@ -1,7 +1,9 @@
 /** Coming back: after which ends, when, and with what. */
 
 import assert from "node:assert/strict";
+import { once } from "node:events";
 import { test } from "node:test";
+import { WebSocket } from "ws";
 import { ConnectionEnded, TransportError } from "../src/index.js";
 import type { ResumeState } from "../src/index.js";
 import { message, stage, within } from "./scripted.js";
@@ -30,7 +32,7 @@ test("cut in the middle, what comes again is passed over, and nothing is missed"
 
 test("nothing is acknowledged above what came on this socket", async (t) => {
   const scene = await stage(t);
-  const [, first] = await scene.connected();
+  const [connection, first] = await scene.connected();
   first.say(message(1), message(2), message(3));
   for (const sequence of [1, 2, 3]) assert.equal(await scene.data(), sequence);
   first.socket.terminate();
@@ -38,7 +40,8 @@ test("nothing is acknowledged above what came on this socket", async (t) => {
   const next = scene.data();
   await second.welcome({ recovery: "full", sequence: 2 });
   await scene.until("connected");
-  assert.equal(second.unread, 0);
+  connection.cancel({ id: "probe" });
+  assert.equal((await second.frame())["type"], "cancel", "before it no ack");
   second.say(message(3), message(4));
   assert.equal(await next, 4);
   const after = scene.data();
@@ -112,6 +115,19 @@ test("the attempt is kept before it is said, the position before it is acknowled
   const hello = await peer.frame();
   assert.deepEqual(hello["resume"], { token: "resume-1", last_sequence: 3, attempt: 8 });
   assert.deepEqual(kept, [{ token: "resume-1", lastSequence: 3, attempt: 8 }]);
+});
+
+test("a store that takes nothing breaks nothing", async (t) => {
+  const scene = await stage(t);
+  const [, peer] = await scene.connected({
+    onResume: () => {
+      throw new Error("quota");
+    },
+  });
+  peer.say(message(1));
+  await scene.event();
+  scene.event().catch(() => undefined);
+  assert.deepEqual(await peer.frame(), { type: "ack", sequence: 1 });
 });
 
 test("taken over by another tab: it is left to that one, and forgotten", async (t) => {
@@ -266,5 +282,8 @@ test("a page that was left while it asked for a token opens nothing", async (t) 
   connection.close();
   give("token");
   await assert.rejects(connection.opened, TransportError);
+  const probe = new WebSocket(scene.url, ["sidecar.v1.json"]);
+  await Promise.all([scene.peers.take(), once(probe, "open")]);
   assert.deepEqual([scene.world.timers, scene.peers.size], [[], 0]);
+  probe.terminate();
 });
