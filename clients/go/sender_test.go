@@ -37,6 +37,7 @@ func sendAll(t testing.TB, s *Sender, payloads []string, options ...CallOption) 
 }
 
 func TestMessagesGatherWhileAWriteIsUnderWay(t *testing.T) {
+	t.Parallel()
 	gate := make(chan struct{})
 	d := &deliverer{answer: takesAll}
 	s := serve(t, &scripted{deliver: func(stream apiv1.DeliveryService_DeliverServer) error {
@@ -59,6 +60,7 @@ func TestMessagesGatherWhileAWriteIsUnderWay(t *testing.T) {
 }
 
 func TestAnIdleSenderWritesAtOnce(t *testing.T) {
+	t.Parallel()
 	d := &deliverer{answer: takesAll}
 	sender := dial(t, serve(t, &scripted{deliver: d.serve})).Sender()
 	for i := range 3 {
@@ -71,6 +73,7 @@ func TestAnIdleSenderWritesAtOnce(t *testing.T) {
 }
 
 func TestAStreamThatBreaksIsOpenedAgainInOrderWithTheSameIDs(t *testing.T) {
+	t.Parallel()
 	d := &deliverer{answer: func(stream int, item *apiv1.DeliverRequest_LaneMessage, n uint64) *apiv1.DeliverResponse {
 		switch {
 		case stream == 1 && n == 0:
@@ -100,6 +103,7 @@ func TestAStreamThatBreaksIsOpenedAgainInOrderWithTheSameIDs(t *testing.T) {
 }
 
 func TestARefusalFailsItsMessageAlone(t *testing.T) {
+	t.Parallel()
 	d := &deliverer{answer: func(stream int, item *apiv1.DeliverRequest_LaneMessage, n uint64) *apiv1.DeliverResponse {
 		if n == 1 {
 			return refusalOn(item.GetLane(), n, refused(codes.ResourceExhausted, "OUTBOX_FULL", time.Second))
@@ -120,6 +124,7 @@ func TestARefusalFailsItsMessageAlone(t *testing.T) {
 }
 
 func TestARefusalBehindALostAnswerIsNotDefinite(t *testing.T) {
+	t.Parallel()
 	d := &deliverer{answer: func(stream int, item *apiv1.DeliverRequest_LaneMessage, n uint64) *apiv1.DeliverResponse {
 		if stream == 1 {
 			return breaks
@@ -133,6 +138,7 @@ func TestARefusalBehindALostAnswerIsNotDefinite(t *testing.T) {
 }
 
 func TestALaneErrorEndsThatLaneAlone(t *testing.T) {
+	t.Parallel()
 	d := &deliverer{}
 	d.answer = func(stream int, item *apiv1.DeliverRequest_LaneMessage, n uint64) *apiv1.DeliverResponse {
 		if item.GetLane() == 0 {
@@ -162,6 +168,7 @@ func TestALaneErrorEndsThatLaneAlone(t *testing.T) {
 }
 
 func TestNoMoreThanMaxInFlightAndTheWaitCanBeCancelled(t *testing.T) {
+	t.Parallel()
 	answers := make(chan *apiv1.DeliverResponse, 1)
 	d := &deliverer{answer: func(_ int, item *apiv1.DeliverRequest_LaneMessage, n uint64) *apiv1.DeliverResponse {
 		if n == 0 {
@@ -201,6 +208,7 @@ func TestNoMoreThanMaxInFlightAndTheWaitCanBeCancelled(t *testing.T) {
 }
 
 func TestAMessageWithoutAnAnswerHasItsDeadline(t *testing.T) {
+	t.Parallel()
 	d := &deliverer{answer: func(int, *apiv1.DeliverRequest_LaneMessage, uint64) *apiv1.DeliverResponse { return nil }}
 	sender := dial(t, serve(t, &scripted{deliver: d.serve})).Sender()
 	late := sendAll(t, sender, []string{"x"})[0]
@@ -216,6 +224,7 @@ func TestAMessageWithoutAnAnswerHasItsDeadline(t *testing.T) {
 }
 
 func TestWhatIsGivenUpUnwrittenIsNotSent(t *testing.T) {
+	t.Parallel()
 	d := &deliverer{answer: takesAll}
 	gate := make(chan struct{})
 	s := serve(t, &scripted{deliver: func(stream apiv1.DeliveryService_DeliverServer) error {
@@ -243,6 +252,7 @@ func TestWhatIsGivenUpUnwrittenIsNotSent(t *testing.T) {
 }
 
 func TestWaitForAckIsToldOfAcknowledgementsAndLosses(t *testing.T) {
+	t.Parallel()
 	d := &deliverer{answer: takesAll}
 	s := serve(t, &scripted{deliver: func(stream apiv1.DeliveryService_DeliverServer) error {
 		request, err := stream.Recv()
@@ -273,6 +283,7 @@ func TestWaitForAckIsToldOfAcknowledgementsAndLosses(t *testing.T) {
 }
 
 func TestIdleLanesGiveWayToOtherTokens(t *testing.T) {
+	t.Parallel()
 	d := &deliverer{answer: takesAll}
 	sender := dial(t, serve(t, &scripted{deliver: d.serve})).Sender(MaxLanes(2))
 	for _, token := range []string{"a", "b", "a", "c", "b", "a"} {
@@ -288,6 +299,7 @@ func TestIdleLanesGiveWayToOtherTokens(t *testing.T) {
 }
 
 func TestACancelledStreamIsReported(t *testing.T) {
+	t.Parallel()
 	said := make(chan StreamCancellation)
 	d := &deliverer{answer: func(_ int, item *apiv1.DeliverRequest_LaneMessage, _ uint64) *apiv1.DeliverResponse {
 		return &apiv1.DeliverResponse{Frame: &apiv1.DeliverResponse_StreamCancelled_{
@@ -306,6 +318,7 @@ func TestACancelledStreamIsReported(t *testing.T) {
 }
 
 func TestCloseWritesWhatIsQueuedAndWaitsForTheReceipts(t *testing.T) {
+	t.Parallel()
 	d := &deliverer{answer: takesAll}
 	sender := dial(t, serve(t, &scripted{deliver: d.serve})).Sender()
 	pending := sendAll(t, sender, numbered(500))
@@ -319,6 +332,7 @@ func TestCloseWritesWhatIsQueuedAndWaitsForTheReceipts(t *testing.T) {
 }
 
 func TestCloseFailsTheRestAfterItsBound(t *testing.T) {
+	t.Parallel()
 	client := dial(t, &scripted{target: "127.0.0.1:1"}) // nobody is there
 	sender := client.Sender()
 	pending := sendAll(t, sender, []string{"x"}, Timeout(time.Minute))[0]
@@ -333,6 +347,7 @@ func TestCloseFailsTheRestAfterItsBound(t *testing.T) {
 }
 
 func TestWhatCannotBeSentCostsNobodyAnything(t *testing.T) {
+	t.Parallel()
 	d := &deliverer{answer: takesAll}
 	sender := dial(t, serve(t, &scripted{deliver: d.serve})).Sender()
 	for _, each := range []struct {

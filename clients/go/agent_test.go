@@ -1,0 +1,545 @@
+package sidecar
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	apiv1 "ws-sidecar.dev/client/api/v1"
+)
+
+// tokenFor is a context token that lives for so many seconds, signed by nobody.
+func tokenFor(seconds int) string {
+	claims := fmt.Sprintf(`{"iat":1000,"exp":%d}`, 1000+seconds)
+	return "h." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + ".s"
+}
+
+// attached plays the sidecar's side of Attach calls, one after the other.
+type attached struct {
+	registered chan *apiv1.AttachRequest_Register
+	events     chan *apiv1.AttachResponse_Event // nil: the call breaks
+	said       chan *apiv1.AttachRequest
+}
+
+func newAttached() *attached {
+	return &attached{
+		registered: make(chan *apiv1.AttachRequest_Register, 10),
+		events:     make(chan *apiv1.AttachResponse_Event),
+		said:       make(chan *apiv1.AttachRequest, 1_000),
+	}
+}
+
+func (a *attached) serve(stream apiv1.AgentService_AttachServer) error {
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	a.registered <- first.GetRegister()
+	if err := stream.Send(&apiv1.AttachResponse{Frame: &apiv1.AttachResponse_Registered_{}}); err != nil {
+		return err
+	}
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		for {
+			request, err := stream.Recv()
+			if err != nil {
+				return
+			}
+			a.said <- request
+		}
+	}()
+	for {
+		select {
+		case event := <-a.events:
+			if event == nil {
+				return errBreak
+			}
+			if err := stream.Send(&apiv1.AttachResponse{Frame: &apiv1.AttachResponse_Event_{Event: event}}); err != nil {
+				return err
+			}
+		case <-over:
+			return nil // half-closed
+		}
+	}
+}
+
+// acknowledged are the next so many delivery ids.
+func (a *attached) acknowledged(t *testing.T, count int) (ids []string) {
+	t.Helper()
+	for len(ids) < count {
+		ids = append(ids, soon(t, a.said).GetAcknowledge().GetDeliveryIds()...)
+	}
+	return ids
+}
+
+func event(delivery, key string) *apiv1.AttachResponse_Event {
+	return &apiv1.AttachResponse_Event{
+		DeliveryId: delivery, IsolationKey: key, ContextToken: "token-of-" + key,
+		Context: &apiv1.UserContext{UserId: "user-of-" + key},
+	}
+}
+
+func message(delivery, key, id, payload string) *apiv1.AttachResponse_Event {
+	made := event(delivery, key)
+	made.Kind = &apiv1.AttachResponse_Event_Message{Message: &apiv1.AttachResponse_Inbound{
+		MessageId: id, EventType: "ask", Payload: []byte(payload), ContentType: apiv1.ContentType_CONTENT_TYPE_JSON,
+	}}
+	return made
+}
+
+// running is an agent that runs against a scripted sidecar.
+type running struct {
+	*Agent
+	attached *attached
+	ended    chan error
+	stop     context.CancelFunc
+}
+
+// attach runs an agent with that handler of messages; what it streams is taken as deliver says.
+func attach(t *testing.T, d *deliverer, handler MessageHandler, options ...AgentOption) *running {
+	t.Helper()
+	a := newAttached()
+	client := dial(t, serve(t, &scripted{deliver: d.serve, attach: a.serve}),
+		WithServiceToken("service"), WithLogger(slog.New(slog.NewTextHandler(io.Discard, nil))))
+	agent := NewAgent("answers", append([]AgentOption{WithClient(client)}, options...)...)
+	if handler != nil {
+		agent.OnMessage("ask", handler)
+	}
+	return start(t, agent, a)
+}
+
+func start(t *testing.T, agent *Agent, a *attached) *running {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	made := &running{Agent: agent, attached: a, ended: make(chan error, 1), stop: cancel}
+	over := make(chan struct{})
+	go func() { defer close(over); made.ended <- agent.Run(ctx) }()
+	t.Cleanup(func() { cancel(); soon(t, over) })
+	if err := agent.WaitAttached(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	return made
+}
+
+func TestAnAgentSaysWhoItIsAndAcknowledgesWhatComes(t *testing.T) {
+	t.Parallel()
+	handled := make(chan string, 10)
+	r := attach(t, &deliverer{}, func(_ context.Context, user *AgentContext, m *InboundMessage) error {
+		handled <- user.User.UserID + " " + user.ContextToken() + " " + string(m.Payload)
+		return nil
+	}, WithCredits(3), WithAckTimeout(time.Minute))
+	register := soon(t, r.attached.registered)
+	equal(t, register.GetServiceName(), "answers")
+	equal(t, register.GetCredits(), uint32(3))
+	equal(t, register.GetAckTimeout().AsDuration(), time.Minute)
+	equal(t, register.GetSubscriptions()[0].GetEvent(), "ask")
+	r.attached.events <- message("d-1", "k", "m-1", "1")
+	equal(t, soon(t, handled), "user-of-k token-of-k 1")
+	equal(t, r.attached.acknowledged(t, 1), []string{"d-1"})
+	equal(t, soon(t, r.attached.said).GetCredit().GetCredits(), uint32(1))
+	equal(t, errors.Is(r.Run(within(t)), nil), false) // once an agent
+	r.stop()
+	equal(t, soon(t, r.ended), nil)
+	r.Stop(within(t))
+}
+
+func TestEventsOfOneContextInOrderOthersBeside(t *testing.T) {
+	t.Parallel()
+	begun, gates := make(chan string, 10), map[string]chan struct{}{}
+	for _, each := range []string{"a1", "a2", "b1"} {
+		gates[each] = make(chan struct{})
+	}
+	r := attach(t, &deliverer{}, func(_ context.Context, user *AgentContext, m *InboundMessage) error {
+		begun <- m.ID
+		<-gates[m.ID]
+		return nil
+	})
+	r.attached.events <- message("1", "a", "a1", "1")
+	r.attached.events <- message("2", "a", "a2", "2")
+	r.attached.events <- message("3", "b", "b1", "3")
+	first := []string{soon(t, begun), soon(t, begun)}
+	slices.Sort(first)
+	equal(t, first, []string{"a1", "b1"})
+	close(gates["a1"])
+	equal(t, soon(t, begun), "a2")
+	close(gates["a2"])
+	close(gates["b1"])
+}
+
+func TestARedeliveredEventIsHandledOnce(t *testing.T) {
+	t.Parallel()
+	handled := make(chan string, 10)
+	r := attach(t, &deliverer{}, func(_ context.Context, _ *AgentContext, m *InboundMessage) error {
+		handled <- m.ID
+		return nil
+	})
+	soon(t, r.attached.registered)
+	r.attached.events <- message("d-1", "k", "m-1", "1")
+	equal(t, soon(t, handled), "m-1")
+	again := message("d-1", "k", "m-1", "1")
+	again.Redelivered = true
+	r.attached.events <- again
+	equal(t, r.attached.acknowledged(t, 2), []string{"d-1", "d-1"})
+	restarted := message("d-9", "k", "m-1", "1") // the same message under another id, after a restart of the sidecar
+	restarted.Redelivered = true
+	r.attached.events <- nil
+	soon(t, r.attached.registered) // attached again
+	r.attached.events <- restarted
+	r.attached.events <- message("d-2", "k", "m-2", "2")
+	equal(t, soon(t, handled), "m-2")
+	equal(t, r.attached.acknowledged(t, 2), []string{"d-9", "d-2"})
+}
+
+func TestAReplyIsAStreamInOrderWithItsEnd(t *testing.T) {
+	t.Parallel()
+	var places []string
+	d := &deliverer{}
+	d.answer = func(stream int, item *apiv1.DeliverRequest_LaneMessage, n uint64) *apiv1.DeliverResponse {
+		said := item.GetMessage()
+		places = append(places, fmt.Sprintln(said.GetStream().GetIndex(), StreamState(said.GetStream().GetState()),
+			said.GetReplyTo(), said.GetEventType(), string(said.GetPayload())))
+		return takesAll(stream, item, n)
+	}
+	over := make(chan *ReplyStream, 1)
+	r := attach(t, d, func(ctx context.Context, _ *AgentContext, m *InboundMessage) error {
+		stream := m.Reply(EventType("word"), StreamID("s"))
+		over <- stream
+		for _, word := range []string{"a", "b"} {
+			if _, err := stream.Send(ctx, Text(word)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	r.attached.events <- message("d", "k", "m", "1")
+	stream := soon(t, over)
+	soon(t, stream.Done())
+	equal(t, places, []string{
+		"0 open m word a\n", "1 open m word b\n", "2 end m word \n",
+	})
+}
+
+func TestAFailedHandlerFailsItsStreamAndNothingElse(t *testing.T) {
+	t.Parallel()
+	states := make(chan apiv1.StreamState, 10)
+	d := &deliverer{answer: func(stream int, item *apiv1.DeliverRequest_LaneMessage, n uint64) *apiv1.DeliverResponse {
+		states <- item.GetMessage().GetStream().GetState()
+		return takesAll(stream, item, n)
+	}}
+	r := attach(t, d, func(ctx context.Context, _ *AgentContext, m *InboundMessage) error {
+		_, _ = m.Reply().Send(ctx, Text("x"))
+		switch m.ID {
+		case "panic":
+			panic("a secret")
+		case "error":
+			return errors.New("no")
+		}
+		return nil
+	})
+	for i, id := range []string{"panic", "error", "good"} {
+		r.attached.events <- message(fmt.Sprint(i), "k", id, "1")
+	}
+	for _, want := range []apiv1.StreamState{1, 3, 1, 3, 1, 2} {
+		equal(t, soon(t, states), want)
+	}
+}
+
+func TestAChunkWithoutAnAnswerIsSentAgainInItsPlace(t *testing.T) {
+	t.Parallel()
+	places := make(chan string, 10)
+	d := &deliverer{answer: func(stream int, item *apiv1.DeliverRequest_LaneMessage, n uint64) *apiv1.DeliverResponse {
+		said := item.GetMessage()
+		places <- fmt.Sprint(said.GetStream().GetIndex(), " ", string(said.GetPayload()))
+		if stream == 1 && said.GetStream().GetIndex() == 1 {
+			return nil // its fate is not known
+		}
+		return takesAll(stream, item, n)
+	}}
+	gave := make(chan error, 1)
+	lost := make(chan struct{})
+	r := attach(t, d, func(ctx context.Context, _ *AgentContext, m *InboundMessage) error {
+		stream := m.Reply()
+		_, _ = stream.Send(ctx, Text("a"))
+		short, cancel := context.WithTimeout(ctx, 30*time.Millisecond)
+		defer cancel()
+		_, err := stream.Send(short, Text("b"))
+		gave <- err
+		<-lost
+		_, err = stream.Send(ctx, Text("c"))
+		gave <- err
+		return nil
+	})
+	r.attached.events <- message("d", "k", "m", "1")
+	equal(t, errors.Is(soon(t, gave), context.DeadlineExceeded), true)
+	d.mu.Lock()
+	d.streams++ // from here on everything is answered
+	d.answer = func(stream int, item *apiv1.DeliverRequest_LaneMessage, n uint64) *apiv1.DeliverResponse {
+		places <- fmt.Sprint(item.GetMessage().GetStream().GetIndex(), " ", string(item.GetMessage().GetPayload()))
+		return takesAll(stream, item, n)
+	}
+	d.mu.Unlock()
+	close(lost)
+	equal(t, soon(t, gave), nil)
+	for _, want := range []string{"0 a", "1 b", "1 b", "2 c", "3 "} {
+		equal(t, soon(t, places), want)
+	}
+}
+
+func TestAChunkIsTriedAgainWhereTheClientIsSlow(t *testing.T) {
+	t.Parallel()
+	tries := 0
+	d := &deliverer{answer: func(stream int, item *apiv1.DeliverRequest_LaneMessage, n uint64) *apiv1.DeliverResponse {
+		if tries++; tries < 3 {
+			return refusalOn(item.GetLane(), n, refused(codes.ResourceExhausted, "OUTBOX_FULL", time.Millisecond))
+		}
+		return takesAll(stream, item, n)
+	}}
+	gave := make(chan error, 1)
+	r := attach(t, d, func(ctx context.Context, _ *AgentContext, m *InboundMessage) error {
+		_, err := m.Reply().Send(ctx, Text("a"))
+		gave <- err
+		return err
+	})
+	r.attached.events <- message("d", "k", "m", "1")
+	equal(t, soon(t, gave), nil)
+}
+
+func cancelled(key, streamID, messageID string) *apiv1.AttachResponse_Event {
+	return &apiv1.AttachResponse_Event{
+		IsolationKey: key,
+		Kind: &apiv1.AttachResponse_Event_Cancelled{
+			Cancelled: &apiv1.AttachResponse_Cancelled{StreamId: streamID, MessageId: messageID},
+		},
+	}
+}
+
+func TestACancelReachesItsHandlerAndNoOther(t *testing.T) {
+	t.Parallel()
+	begun, causes, other := make(chan struct{}, 2), make(chan error, 1), make(chan struct{})
+	r := attach(t, &deliverer{answer: takesAll}, func(ctx context.Context, _ *AgentContext, m *InboundMessage) error {
+		begun <- struct{}{}
+		if m.ID == "other" {
+			<-other
+			causes <- ctx.Err()
+			return nil
+		}
+		stream := m.Reply()
+		<-ctx.Done()
+		equal(t, m.Cancelled(), true)
+		_, err := stream.Send(context.Background(), Text("late"))
+		equal(t, errors.Is(err, ErrStreamCancelled), true)
+		causes <- context.Cause(ctx)
+		return ctx.Err()
+	})
+	r.attached.events <- message("1", "k", "m", "1")
+	r.attached.events <- message("2", "l", "other", "1")
+	soon(t, begun)
+	soon(t, begun)
+	r.attached.events <- cancelled("k", "", "m")
+	equal(t, errors.Is(soon(t, causes), ErrStreamCancelled), true)
+	close(other)
+	equal(t, soon(t, causes), nil)
+	// Before it has come: it is only in the order.
+	r.attached.events <- cancelled("k", "", "m-2")
+	r.attached.events <- message("3", "k", "m-2", "1")
+	r.attached.events <- message("4", "k", "other", "1")
+	soon(t, begun)
+	equal(t, soon(t, causes), nil)
+}
+
+func TestTheLifeOfAContext(t *testing.T) {
+	t.Parallel()
+	told := make(chan string, 10)
+	a := newAttached()
+	agent := NewAgent("answers", WithClient(dial(t, serve(t, &scripted{attach: a.serve}))))
+	tell := func(what string) ContextHandler {
+		return func(_ context.Context, user *AgentContext) error { told <- what + user.IsolationKey; return nil }
+	}
+	agent.OnOpened(tell("opened "))
+	agent.OnAway(tell("away "))
+	agent.OnBack(tell("back "))
+	agent.OnClosed(func(_ context.Context, user *AgentContext, closed Closed) error {
+		told <- fmt.Sprintln("closed", closed.Code, closed.Reason, user.Ended())
+		return nil
+	})
+	start(t, agent, a)
+	equal(t, soon(t, a.registered).GetSubscriptions()[0].GetEvent(), "*")
+	for i, frame := range []*apiv1.AttachResponse_Event{
+		{Kind: &apiv1.AttachResponse_Event_Opened{}}, {Kind: &apiv1.AttachResponse_Event_Away{}},
+		{Kind: &apiv1.AttachResponse_Event_Back{}}, {}, // one of a kind that came after this version
+		{Kind: &apiv1.AttachResponse_Event_Closed{Closed: &apiv1.AttachResponse_Closed{Code: 1000, Reason: "x"}}},
+	} {
+		frame.DeliveryId, frame.IsolationKey = fmt.Sprint(i), "k"
+		a.events <- frame
+	}
+	for _, want := range []string{"opened k", "away k", "back k", "closed 1000 x true\n"} {
+		equal(t, soon(t, told), want)
+	}
+	equal(t, a.acknowledged(t, 5), []string{"0", "1", "2", "3", "4"})
+}
+
+func TestAnAgentThatIsRefusedEnds(t *testing.T) {
+	t.Parallel()
+	for reason, want := range map[string]error{"SUBSCRIPTION_TAKEN": ErrSubscriptionTaken, "TOKEN_INVALID": ErrToken} {
+		code := codes.AlreadyExists
+		if reason == "TOKEN_INVALID" {
+			code = codes.Unauthenticated
+		}
+		var log bytes.Buffer
+		client := dial(t, serve(t, &scripted{attach: func(apiv1.AgentService_AttachServer) error {
+			return failure(code, reason, 0)
+		}}), WithLogger(slog.New(slog.NewTextHandler(&log, nil))))
+		agent := NewAgent("answers", WithClient(client))
+		equal(t, errors.Is(agent.Run(within(t)), want), true)
+		equal(t, errors.Is(agent.WaitAttached(within(t)), want), true)
+		equal(t, strings.Contains(log.String(), reason), true)
+	}
+}
+
+func TestStoppingGivesHandlersTheirGraceThenCancelsThem(t *testing.T) {
+	t.Parallel()
+	begun, ended := make(chan struct{}, 2), make(chan string, 2)
+	states := make(chan apiv1.StreamState, 10)
+	d := &deliverer{answer: func(stream int, item *apiv1.DeliverRequest_LaneMessage, n uint64) *apiv1.DeliverResponse {
+		states <- item.GetMessage().GetStream().GetState()
+		return takesAll(stream, item, n)
+	}}
+	finish := make(chan struct{})
+	r := attach(t, d, func(ctx context.Context, _ *AgentContext, m *InboundMessage) error {
+		stream := m.Reply()
+		_, _ = stream.Send(ctx, Text("x"))
+		begun <- struct{}{}
+		select {
+		case <-finish:
+			ended <- "in grace"
+		case <-ctx.Done():
+			ended <- "cancelled"
+		}
+		return ctx.Err()
+	}, WithGrace(100*time.Millisecond))
+	r.attached.events <- message("1", "k", "m", "1")
+	soon(t, begun)
+	r.stop()
+	equal(t, soon(t, ended), "cancelled")
+	equal(t, soon(t, r.ended), nil)
+	for _, want := range []apiv1.StreamState{1, 3} {
+		equal(t, soon(t, states), want)
+	}
+}
+
+func TestABacklogOfOneContextIsNotAcknowledgedForEver(t *testing.T) {
+	t.Parallel()
+	acknowledged, room := 0, 0
+	d := newDispatcher(func() { room++ }, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	gate := make(chan struct{})
+	made := func() *handling {
+		return &handling{
+			key: "k", answering: newAnswering(context.Background()),
+			acknowledge: func() { acknowledged++ },
+			handle:      func(context.Context) error { <-gate; return nil },
+		}
+	}
+	for range maxBacklog + 4 {
+		d.receive(made())
+	}
+	d.mu.Lock()
+	equal(t, acknowledged, maxBacklog+1)
+	equal(t, room, maxBacklog+3)
+	d.mu.Unlock()
+	close(gate)
+	d.finish(within(t))
+	equal(t, acknowledged, maxBacklog+4)
+	d.receive(made())
+	equal(t, acknowledged, maxBacklog+4) // it takes no more
+}
+
+func TestTokensAreRefreshedAsLongAsTheContextIsHeld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var asked []string
+		tokens := []string{tokenFor(1_000), tokenFor(500), tokenFor(2_000)}
+		failures := 1
+		r := newTokenRefresh(func(_ context.Context, token string) (ContextToken, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			asked = append(asked, token)
+			if failures--; failures >= 0 {
+				return ContextToken{}, refusal(codes.Unavailable, ErrDraining, "")
+			}
+			if len(asked) > 3 {
+				return ContextToken{}, refusal(codes.NotFound, ErrManagerGone, "")
+			}
+			return ContextToken{Text: tokens[len(asked)-1]}, nil
+		}, slog.New(slog.NewTextHandler(io.Discard, nil)))
+		ctx, cancel := context.WithCancel(t.Context())
+		go r.run(ctx)
+		held, forgotten := &AgentContext{}, &AgentContext{}
+		held.renew(tokens[0])
+		forgotten.renew(tokenFor(100))
+		r.keep(held)
+		r.keep(forgotten)
+		forgotten = nil
+		runtime.GC()
+		time.Sleep(399 * time.Second)
+		equal(t, len(asked), 0)
+		time.Sleep(2 * time.Second) // 0.4 of 1,000 s have passed: it fails for now
+		time.Sleep(refreshAgain)
+		equal(t, asked, []string{tokens[0], tokens[0]})
+		equal(t, held.ContextToken(), tokens[1])
+		time.Sleep(201 * time.Second)
+		equal(t, held.ContextToken(), tokens[2])
+		time.Sleep(801 * time.Second)
+		equal(t, held.Ended(), true)
+		time.Sleep(time.Hour)
+		equal(t, len(asked), 4)
+		runtime.KeepAlive(held)
+		cancel()
+		synctest.Wait()
+	})
+}
+
+func TestASendGoesByTheNewestToken(t *testing.T) {
+	t.Parallel()
+	user := &AgentContext{}
+	user.renew("old")
+	calls := 0
+	err := user.call(func(token string) error {
+		if calls++; token == "old" {
+			user.renew("new")
+			return refusal(codes.Unauthenticated, ErrTokenExpired, "")
+		}
+		return refusal(codes.NotFound, ErrManagerGone, "")
+	})
+	equal(t, errors.Is(err, ErrManagerGone) && user.Ended() && calls == 2, true)
+	for _, printed := range []string{user.String(), user.GoString(), user.LogValue().String()} {
+		equal(t, strings.Contains(printed, "new"), false)
+	}
+}
+
+func TestWhatIsRememberedIsBounded(t *testing.T) {
+	t.Parallel()
+	m := newAgentMemory(2)
+	for _, each := range []string{"1", "2", "3"} {
+		equal(t, m.isNew(each, messageName{}, false), true)
+	}
+	equal(t, m.isNew("3", messageName{}, true), false)
+	equal(t, m.isNew("1", messageName{}, true), true) // it was forgotten
+	equal(t, len(m.taken.names), 2)
+	equal(t, m.isNew("7", messageName{"k", "m"}, false), true)
+	equal(t, m.isNew("8", messageName{"k", "m"}, true), false)
+	equal(t, m.isNew("9", messageName{"k", "m"}, false), true)
+}
