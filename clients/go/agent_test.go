@@ -206,7 +206,7 @@ func TestARedeliveredEventIsHandledOnce(t *testing.T) {
 
 func TestAReplyIsAStreamInOrderWithItsEnd(t *testing.T) {
 	t.Parallel()
-	var places []string
+	var places []string // guarded by d.mu
 	d := &deliverer{}
 	d.answer = func(stream int, item *apiv1.DeliverRequest_LaneMessage, n uint64) *apiv1.DeliverResponse {
 		said := item.GetMessage()
@@ -228,6 +228,8 @@ func TestAReplyIsAStreamInOrderWithItsEnd(t *testing.T) {
 	r.attached.events <- message("d", "k", "m", "1")
 	stream := soon(t, over)
 	soon(t, stream.Done())
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	equal(t, places, []string{
 		"0 open m word a\n", "1 open m word b\n", "2 end m word \n",
 	})
@@ -485,6 +487,10 @@ func TestTokensAreRefreshedAsLongAsTheContextIsHeld(t *testing.T) {
 			}
 			return ContextToken{Text: tokens[len(asked)-1]}, nil
 		}, slog.New(slog.NewTextHandler(io.Discard, nil)))
+		pass := func(span time.Duration) {
+			time.Sleep(span)
+			synctest.Wait()
+		}
 		ctx, cancel := context.WithCancel(t.Context())
 		go r.run(ctx)
 		held, forgotten := &AgentContext{}, &AgentContext{}
@@ -494,17 +500,17 @@ func TestTokensAreRefreshedAsLongAsTheContextIsHeld(t *testing.T) {
 		r.keep(forgotten)
 		forgotten = nil
 		runtime.GC()
-		time.Sleep(399 * time.Second)
+		pass(399 * time.Second)
 		equal(t, len(asked), 0)
-		time.Sleep(2 * time.Second) // 0.4 of 1,000 s have passed: it fails for now
-		time.Sleep(refreshAgain)
+		pass(2 * time.Second) // 0.4 of 1,000 s have passed: it fails for now
+		pass(refreshAgain)
 		equal(t, asked, []string{tokens[0], tokens[0]})
 		equal(t, held.ContextToken(), tokens[1])
-		time.Sleep(201 * time.Second)
+		pass(201 * time.Second)
 		equal(t, held.ContextToken(), tokens[2])
-		time.Sleep(801 * time.Second)
+		pass(801 * time.Second)
 		equal(t, held.Ended(), true)
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		equal(t, len(asked), 4)
 		runtime.KeepAlive(held)
 		cancel()

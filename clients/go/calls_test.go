@@ -30,6 +30,13 @@ type acts struct {
 	came     chan struct{}
 }
 
+// seen is what has come so far, and how long each had left.
+func (a *acts) seen() ([]*apiv1.SendToUserRequest, []time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.requests, a.left
+}
+
 func (a *acts) play(script ...func(context.Context) error) *scripted {
 	a.came = make(chan struct{}, 100)
 	return &scripted{sendToUser: func(
@@ -73,8 +80,9 @@ func TestUnavailableIsTriedAgainWithTheSameID(t *testing.T) {
 	began := time.Now()
 	receipt := must[Receipt](t)(sendOne(t, dial(t, s)))
 	equal(t, time.Since(began) >= 20*time.Millisecond, true)
-	equal(t, len(a.requests), 3)
-	for _, each := range a.requests {
+	requests, _ := a.seen()
+	equal(t, len(requests), 3)
+	for _, each := range requests {
 		equal(t, each.GetMessage().GetMessageId(), receipt.MessageID)
 		equal(t, each.GetExpectedUserId(), "alice")
 	}
@@ -87,7 +95,8 @@ func TestNoMoreThanFourTries(t *testing.T) {
 	s := serve(t, a.play(refuses(codes.Unavailable, "DRAINING", time.Millisecond)))
 	_, err := sendOne(t, dial(t, s))
 	equal(t, errors.Is(err, ErrDraining), true)
-	equal(t, len(a.requests), 4)
+	requests, _ := a.seen()
+	equal(t, len(requests), 4)
 }
 
 func TestOneDeadlineOverAllTries(t *testing.T) {
@@ -99,7 +108,8 @@ func TestOneDeadlineOverAllTries(t *testing.T) {
 	_, err := client.SendToUser(context.Background(), "key", "token", JSON(1))
 	equal(t, time.Since(began) < time.Second, true)
 	equal(t, errors.Is(err, ErrDraining), true) // what a further try would say after the deadline is worth less
-	equal(t, len(a.left) >= 2 && a.left[1] < a.left[0]-30*time.Millisecond, true)
+	_, left := a.seen()
+	equal(t, len(left) >= 2 && left[1] < left[0]-30*time.Millisecond, true)
 }
 
 func TestADeadlineThatPassedIsNotTriedAgain(t *testing.T) {
@@ -107,10 +117,12 @@ func TestADeadlineThatPassedIsNotTriedAgain(t *testing.T) {
 	var a acts
 	client := dial(t, serve(t, a.play(hangs)))
 	_, err := sendOne(t, client, Timeout(50*time.Millisecond))
+	<-a.came
 	var failed *Error
 	equal(t, errors.As(err, &failed) && failed.Code == codes.DeadlineExceeded && !failed.Definite(), true)
 	equal(t, errors.Is(err, context.DeadlineExceeded) && errors.Is(err, ErrTransport), true)
-	equal(t, len(a.requests), 1)
+	requests, _ := a.seen()
+	equal(t, len(requests), 1)
 }
 
 func TestTheContextsDeadlineIsTheCalls(t *testing.T) {
@@ -122,10 +134,11 @@ func TestTheContextsDeadlineIsTheCalls(t *testing.T) {
 	must[Receipt](t)(client.SendToUser(ctx, "k", "t", JSON(1)))
 	must[Receipt](t)(client.SendToUser(context.Background(), "k", "t", JSON(1)))
 	must[Receipt](t)(client.SendToUser(context.Background(), "k", "t", JSON(1), WaitForAck(20*time.Second)))
-	equal(t, a.left[0] > 50*time.Second, true)
-	equal(t, a.left[1] > 4*time.Second && a.left[1] <= 5*time.Second, true)
-	equal(t, a.left[2] > 24*time.Second && a.left[2] <= 25*time.Second, true)
-	equal(t, a.requests[2].GetWaitForAck().AsDuration(), 20*time.Second)
+	requests, left := a.seen()
+	equal(t, left[0] > 50*time.Second, true)
+	equal(t, left[1] > 4*time.Second && left[1] <= 5*time.Second, true)
+	equal(t, left[2] > 24*time.Second && left[2] <= 25*time.Second, true)
+	equal(t, requests[2].GetWaitForAck().AsDuration(), 20*time.Second)
 }
 
 func TestWhatIsOverALimitIsNotTriedAgain(t *testing.T) {
@@ -136,7 +149,8 @@ func TestWhatIsOverALimitIsNotTriedAgain(t *testing.T) {
 	var failed *Error
 	equal(t, errors.As(err, &failed) && failed.Reason == ErrOutboxFull, true)
 	equal(t, failed.RetryAfter, time.Second)
-	equal(t, len(a.requests), 1)
+	requests, _ := a.seen()
+	equal(t, len(requests), 1)
 }
 
 func TestWhatCannotBeRepeatedIsNot(t *testing.T) {
@@ -235,7 +249,8 @@ func TestATokenThatGRPCCannotCarryIsRefusedAndNotQuoted(t *testing.T) {
 		equal(t, errors.Is(err, ErrTokenInvalid) && errors.Is(err, ErrToken), true)
 		equal(t, strings.Contains(err.Error(), "cret"), false)
 	}
-	equal(t, len(a.requests), 0)
+	requests, _ := a.seen()
+	equal(t, len(requests), 0)
 	bad := dial(t, serve(t, a.play(takes)), WithServiceToken("secret\n"))
 	_, err := bad.ExchangeContextToken(within(t), "user", "c-1", nil)
 	equal(t, errors.Is(err, ErrTokenInvalid), true)

@@ -81,11 +81,14 @@ func (e *Error) Is(target error) bool {
 // Unwrap is what ended the call on this side, such as context.Canceled; else nil.
 func (e *Error) Unwrap() error { return e.cause }
 
+// CodeName is the contract's name of the code, such as PERMISSION_DENIED; Go's own has other letters.
+func (e *Error) CodeName() string { return codeName(e.Code) }
+
 func (e *Error) name() string {
 	if e.Reason != "" {
 		return string(e.Reason)
 	}
-	return codeName(e.Code)
+	return e.CodeName()
 }
 
 // again is the error as the answer to one more caller, who may have tried before.

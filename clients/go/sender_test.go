@@ -52,10 +52,11 @@ func TestMessagesGatherWhileAWriteIsUnderWay(t *testing.T) {
 	for i, each := range pending {
 		equal(t, must[Receipt](t)(each.Wait(within(t))).Sequence, uint64(i+1))
 	}
+	got, _, streams := d.seen()
+	equal(t, streams, 1)
+	equal(t, len(d.opened), 1)
 	equal(t, len(d.frames) < 20, true)
 	equal(t, slices.Max(d.frames) <= maxFrameItems, true)
-	equal(t, len(d.opened), 1)
-	got, _, _ := d.seen()
 	equal(t, got, payloads)
 }
 

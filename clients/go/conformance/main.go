@@ -8,11 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
-	"regexp"
-	"strings"
 	"sync"
-
-	"google.golang.org/grpc/codes"
 
 	sidecar "ws-sidecar.dev/client"
 )
@@ -87,10 +83,7 @@ func (a *answers) write(id int64, ok any, err error) {
 	_ = a.out.Flush()
 }
 
-var (
-	errUnknown = errors.New("unknown command")
-	humps      = regexp.MustCompile(`([a-z])([A-Z])`)
-)
+var errUnknown = errors.New("unknown command")
 
 func errorOf(err error) map[string]any {
 	var failed *sidecar.Error
@@ -100,17 +93,9 @@ func errorOf(err error) map[string]any {
 	case !errors.As(err, &failed):
 		return map[string]any{"reason": "CRASH", "message": err.Error()}
 	}
-	made := map[string]any{"code": codeOf(failed.Code), "reason": failed.Reason, "definite": failed.Definite()}
+	made := map[string]any{"code": failed.CodeName(), "reason": failed.Reason, "definite": failed.Definite()}
 	if failed.RetryAfter > 0 {
 		made["retry_after_s"] = failed.RetryAfter.Seconds()
 	}
 	return made
-}
-
-// codeOf is the gRPC status' name; Go's own has other letters.
-func codeOf(code codes.Code) string {
-	if code == codes.Canceled {
-		return "CANCELLED"
-	}
-	return strings.ToUpper(humps.ReplaceAllString(code.String(), "${1}_${2}"))
 }
