@@ -15,6 +15,7 @@ import (
 	spb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -98,7 +99,11 @@ func serve(t testing.TB, s *scripted, options ...grpc.ServerOption) *scripted {
 }
 
 func serveOn(t testing.TB, s *scripted, listener net.Listener, options ...grpc.ServerOption) {
-	s.server = grpc.NewServer(options...)
+	s.server = grpc.NewServer(append([]grpc.ServerOption{
+		// As the sidecar: pings every 10 s are welcome. What is not read holds the writer back.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.StaticStreamWindowSize(65_536), grpc.StaticConnWindowSize(65_536),
+	}, options...)...)
 	apiv1.RegisterDeliveryServiceServer(s.server, s)
 	apiv1.RegisterContextServiceServer(s.server, s)
 	apiv1.RegisterAgentServiceServer(s.server, s)

@@ -47,7 +47,7 @@ func TestMessagesGatherWhileAWriteIsUnderWay(t *testing.T) {
 	sender := dial(t, s).Sender()
 	large := string(make([]byte, 40_000))
 	payloads := append([]string{large, large, large, large}, numbered(2_000)...)
-	pending := sendAll(t, sender, payloads)
+	pending := sendAll(t, sender, payloads, Timeout(time.Minute))
 	close(gate)
 	for i, each := range pending {
 		equal(t, must[Receipt](t)(each.Wait(within(t))).Sequence, uint64(i+1))
@@ -234,7 +234,7 @@ func TestWhatIsGivenUpUnwrittenIsNotSent(t *testing.T) {
 	}})
 	sender := dial(t, s).Sender()
 	large := string(make([]byte, 100_000))
-	before := sendAll(t, sender, []string{large, large, large, large})
+	before := sendAll(t, sender, []string{large, large, large, large}, Timeout(time.Minute))
 	ctx, cancel := context.WithCancel(context.Background())
 	given := must[*Pending](t)(sender.Send(ctx, "key", "token", text("never")))
 	cancel()
