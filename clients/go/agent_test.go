@@ -412,6 +412,13 @@ func TestAnAgentThatIsRefusedEnds(t *testing.T) {
 	}
 }
 
+func TestAnAgentEndsWithItsClient(t *testing.T) {
+	t.Parallel()
+	r := attach(t, &deliverer{}, nil)
+	_ = r.client.Close()
+	equal(t, errors.Is(soon(t, r.ended), ErrClosed), true)
+}
+
 func TestStoppingGivesHandlersTheirGraceThenCancelsThem(t *testing.T) {
 	t.Parallel()
 	begun, ended := make(chan struct{}, 2), make(chan string, 2)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -54,7 +55,7 @@ func (a *AgentContext) LogValue() slog.Value { return slog.StringValue(a.String(
 // Send sends one message to this context; it returns when the sidecar has accepted it. Options: WaitForAck, Timeout.
 // Errors are those of [Client.SendToUser]; ErrManagerGone when the context has ended.
 func (a *AgentContext) Send(ctx context.Context, message Message, options ...CallOption) (receipt Receipt, err error) {
-	options = append(options, ExpectedUserID(a.User.UserID))
+	options = append(slices.Clip(options), ExpectedUserID(a.User.UserID))
 	err = a.call(func(token string) error {
 		if callSettingsFrom(options).holds {
 			receipt, err = a.client.SendToUser(ctx, a.IsolationKey, token, message, options...)
@@ -81,7 +82,7 @@ func (a *AgentContext) send(
 func (a *AgentContext) EmitCriticalEvent(
 	ctx context.Context, eventType string, data any, options ...CallOption,
 ) (receipt Receipt, err error) {
-	options = append(options, ExpectedUserID(a.User.UserID))
+	options = append(slices.Clip(options), ExpectedUserID(a.User.UserID))
 	err = a.call(func(token string) error {
 		receipt, err = a.client.EmitCriticalEvent(ctx, a.IsolationKey, token, eventType, data, options...)
 		return err

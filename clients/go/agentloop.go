@@ -113,6 +113,9 @@ func (l *agentLoop) attach() *Error {
 		if failed == nil || l.serving.Err() != nil {
 			return nil
 		}
+		if l.client.isClosed() {
+			return closedError("the client")
+		}
 		if !failed.breaks() && failed.Reason != ErrInternal {
 			l.agent.logger().Error("the agent is refused", "error", failed)
 			return failed

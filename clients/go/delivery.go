@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	apiv1 "ws-sidecar.dev/client/api/v1"
@@ -105,6 +106,7 @@ func (c *Client) SendBatch(ctx context.Context, items []BatchItem, options ...Ca
 		}
 		request.Items = append(request.Items, built)
 		sent = append(sent, i)
+		results[i].Err = &Error{Code: codes.Unknown, Message: "the answer says nothing of it"}
 	}
 	answer, err := run(ctx, c, &s, unary[apiv1.SendBatchRequest, apiv1.SendBatchResponse]{
 		method: c.delivery.SendBatch, request: request,
