@@ -112,6 +112,18 @@ func TestOneDeadlineOverAllTries(t *testing.T) {
 	equal(t, len(left) >= 2 && left[1] < left[0]-30*time.Millisecond, true)
 }
 
+func TestATryAfterTheDeadlineIsNotWaitedFor(t *testing.T) {
+	t.Parallel()
+	var a acts
+	client := dial(t, serve(t, a.play(refuses(codes.Unavailable, "DRAINING", time.Hour))))
+	answered := make(chan error, 1)
+	go func() {
+		_, err := client.SendToUser(context.Background(), "key", "token", JSON(1), Timeout(time.Minute))
+		answered <- err
+	}()
+	equal(t, errors.Is(soon(t, answered), ErrDraining), true)
+}
+
 func TestADeadlineThatPassedIsNotTriedAgain(t *testing.T) {
 	t.Parallel()
 	var a acts
