@@ -1,0 +1,1 @@
+export { SidecarClient } from "./client.js";
