@@ -152,7 +152,7 @@ export class SidecarClient {
     return sender;
   }
 
-  /** The channel, for an agent of this client. */
+  /** The channel, for an agent of this client. @internal */
   static connectionOf(client: SidecarClient): Connection {
     return client.#connection;
   }

@@ -1,5 +1,6 @@
 /** One Deliver call: writes what the core gives, one frame at a time, and hands it what the sidecar says. */
 
+import { status as Status } from "@grpc/grpc-js";
 import type { ClientDuplexStream, MethodDefinition } from "@grpc/grpc-js";
 import type { BackOff } from "./back-off.js";
 import type { Connection } from "./connection.js";
@@ -40,7 +41,7 @@ export class DeliverStream {
     this.ended = new Promise((resolve) => {
       this.#call.once("status", (status) => {
         this.#halfClosed = true;
-        resolve(status.code === 0 ? new TransportError("UNAVAILABLE", "", "the stream ended") : errorFromCall(status));
+        resolve(status.code === Status.OK ? new TransportError("UNAVAILABLE", "", "the stream ended") : errorFromCall(status));
       });
     });
   }
@@ -71,7 +72,7 @@ export class DeliverStream {
     const frames = this.#core.take();
     const last = frames.pop();
     if (last === undefined) {
-      if (this.#finishing && !this.#core.hasQueued) this.#halfClose();
+      if (this.#finishing && !this.#core.hasQueued()) this.#halfClose();
       return;
     }
     this.#busy = true;

@@ -59,7 +59,8 @@ const CONTENT_TYPES: Readonly<Record<ContentType, pb.ContentType>> = {
   text: pb.ContentType.CONTENT_TYPE_TEXT,
   binary: pb.ContentType.CONTENT_TYPE_BINARY,
 };
-const DURABILITIES: Readonly<Record<Durability, pb.Durability>> = {
+const DURABILITIES: Readonly<Record<Durability | "UNSPECIFIED", pb.Durability>> = {
+  UNSPECIFIED: pb.Durability.DURABILITY_UNSPECIFIED,
   MEMORY: pb.Durability.DURABILITY_MEMORY,
   DISK: pb.Durability.DURABILITY_DISK,
   REPLICATED: pb.Durability.DURABILITY_REPLICATED,
@@ -83,7 +84,7 @@ export function buildMessage(message: OutgoingMessage): pb.Message {
     contentType,
     ttl: message.ttlS === undefined ? undefined : duration(message.ttlS, "message.ttl"),
     headers: message.headers === undefined ? {} : headersOf(message.headers),
-    minDurability: message.minDurability === undefined ? 0 : DURABILITIES[message.minDurability],
+    minDurability: DURABILITIES[message.minDurability ?? "UNSPECIFIED"],
     critical: message.critical === true,
     replyTo: text(message.replyTo, "message.reply_to"),
     stream: message.stream === undefined ? undefined : placeOf(message.stream),
@@ -105,7 +106,7 @@ function encodeContent(content: Content): [Buffer, pb.ContentType] {
 export function encodeJson(value: unknown, where = "message.payload"): Buffer {
   let said: string | undefined;
   try {
-    said = JSON.stringify(value) as string | undefined; // undefined for a function, a symbol and undefined
+    said = JSON.stringify(value); // undefined for a function, a symbol and undefined
   } catch {
     said = undefined; // a cycle, a bigint: the error would quote the value's names
   }

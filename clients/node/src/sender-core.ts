@@ -13,7 +13,7 @@ import type { Receipt as PbReceipt } from "./generated/sidecar/api/v1/types.js";
 import { Lanes } from "./lanes.js";
 import type { Lane, LaneKey } from "./lanes.js";
 import type { SenderLimits } from "./sender-limits.js";
-import type { Receipt, Target } from "./values.js";
+import type { Target } from "./values.js";
 
 /** A client wants no more of a response stream, or of the answer to a message of its own; one may be empty. */
 export interface StreamCancellation {
@@ -56,7 +56,7 @@ export class SenderCore {
   }
 
   /** Whether something waits to be written. */
-  get hasQueued(): boolean {
+  hasQueued(): boolean {
     this.#passOverGone(this.#queue);
     return this.#queue.length > 0;
   }
@@ -104,7 +104,7 @@ export class SenderCore {
   take(): Uint8Array[] {
     const frames: Uint8Array[] = [];
     const messages = new MessagesFrame();
-    while (this.hasQueued && messages.length < this.#limits.maxFrameItems) {
+    while (this.hasQueued() && messages.length < this.#limits.maxFrameItems) {
       const entry = this.#queue.peek();
       if (entry === undefined) break;
       if (messages.length > 0 && messages.size + entry.bytes.length > this.#limits.maxFrameBytes) break;
@@ -233,9 +233,10 @@ export class SenderCore {
     const { waiting } = lane;
     lane.waiting = waiting.filter((entry) => lane.fateOf(entry.receipt?.sequence ?? 0) === undefined);
     for (const entry of waiting) {
-      const state = entry.receipt && lane.fateOf(entry.receipt.sequence);
-      if (state === undefined) continue;
-      entry.resolve({ ...(entry.receipt as Receipt), state });
+      const { receipt } = entry;
+      const state = lane.fateOf(receipt?.sequence ?? 0);
+      if (receipt === undefined || state === undefined) continue;
+      entry.resolve({ ...receipt, state });
       this.#leave(entry);
     }
     this.#lanes.forgetIfOver(lane);
@@ -243,7 +244,7 @@ export class SenderCore {
 
   #stopWaiting(entry: Entry): void {
     const lane = entry.key.lane;
-    if (lane === undefined || !lane.waiting.includes(entry)) return;
+    if (!lane?.waiting.includes(entry)) return;
     lane.waiting = lane.waiting.filter((other) => other !== entry);
     this.#leave(entry);
   }

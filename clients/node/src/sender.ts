@@ -61,6 +61,7 @@ export class Sender {
   #running: Promise<void> | undefined;
   #closing: Promise<void> | undefined;
 
+  /** @internal */
   constructor(connection: Connection, options: SenderOptions, onClosed: (sender: Sender) => void) {
     this.#connection = connection;
     this.#limits = limitsFrom(options.limits);
@@ -185,10 +186,10 @@ export class Sender {
   /** Open a stream whenever there is something to write, until there is nothing or the sender closes. Never rejects. */
   async #run(): Promise<void> {
     try {
-      while (this.#core.hasQueued && !this.#over.signal.aborted) {
+      while (this.#core.hasQueued()) {
         // A frame that is handed to a stream cannot be taken back: none is while nobody is there to read it.
         await orAborted(this.#connection.ready(), this.#over.signal);
-        if (this.#core.hasQueued) await this.#serve();
+        if (this.#core.hasQueued()) await this.#serve();
       }
     } catch (failed) {
       // The connection or the sender was closed.
@@ -208,7 +209,7 @@ export class Sender {
     const error = await stream.ended;
     this.#stream = undefined;
     this.#core.streamEnded(error, isPassing(error));
-    if (this.#core.hasQueued) await sleep(this.#backOff.nextS(error.retryAfterS), this.#over.signal);
+    if (this.#core.hasQueued()) await sleep(this.#backOff.nextS(error.retryAfterS), this.#over.signal);
   }
 }
 

@@ -1,0 +1,270 @@
+/** What an agent does while it runs: attach, again after every break; take events in; stop in order. */
+
+import { AgentContext } from "./agent-context.js";
+import type { AgentPorts } from "./agent-context.js";
+import { InboundMessage } from "./agent-events.js";
+import type { AgentEvent } from "./agent-events.js";
+import { AgentMemory } from "./agent-memory.js";
+import { AgentStream } from "./agent-stream.js";
+import type { Registration } from "./agent-stream.js";
+import { Answering } from "./answering.js";
+import { contentTypeFrom, userContextFrom } from "./answers.js";
+import { BackOff } from "./back-off.js";
+import type { Uniform } from "./back-off.js";
+import { SidecarClient } from "./client.js";
+import { now, sleep } from "./clock.js";
+import { Dispatcher, Handling } from "./dispatch.js";
+import type { Handle } from "./dispatch.js";
+import { deadlinePassed } from "./error-catalogue.js";
+import { Internal } from "./errors.js";
+import type { SidecarError } from "./errors.js";
+import type { AttachResponse_Event } from "./generated/sidecar/api/v1/agent_service.js";
+import type { Logger } from "./logger.js";
+import { isPassing } from "./passing.js";
+import type { Sender } from "./sender.js";
+import { TokenRefresh } from "./token-refresh.js";
+import type { CallOptions } from "./values.js";
+
+const BASE_S = 0.1;
+const CAP_S = 10;
+/** An attachment that lived so long was a success: the back-off begins again. */
+const STABLE_S = 5;
+const HALF_CLOSE_TIMEOUT_S = 5;
+
+/** What a loop is made of. */
+export interface LoopParts {
+  readonly client: SidecarClient;
+  readonly ownsClient: boolean;
+  readonly registration: Registration;
+  readonly credits: number;
+  readonly handle: Handle;
+  readonly logger: Logger;
+  readonly uniform: Uniform;
+}
+
+/** One running agent. Runs from its making. */
+export class AgentLoop {
+  /** Resolves when no further event will come; `refusal` says whether the sidecar refused it. Never rejects. */
+  readonly ended: Promise<void>;
+  /** What the sidecar refused for good. */
+  refusal: unknown;
+  readonly #parts: LoopParts;
+  readonly #memory = new AgentMemory();
+  readonly #dispatcher: Dispatcher;
+  readonly #sender: Sender;
+  readonly #ports: AgentPorts;
+  readonly #refresh: TokenRefresh;
+  readonly #backOff: BackOff;
+  readonly #contexts = new Map<string, WeakRef<AgentContext>>();
+  readonly #dropped = new FinalizationRegistry<string>((key) => {
+    if (this.#contexts.get(key)?.deref() === undefined) this.#contexts.delete(key);
+  });
+  /** Aborted when no further Attach is to be tried. */
+  readonly #over = new AbortController();
+  #stream: AgentStream | undefined;
+  #attached = false;
+  #isOver = false;
+  #whenChanged: (() => void)[] = [];
+  #stopping: Promise<void> | undefined;
+
+  constructor(parts: LoopParts) {
+    this.#parts = parts;
+    const { client, logger } = parts;
+    this.#backOff = new BackOff(BASE_S, CAP_S, parts.uniform);
+    this.#dispatcher = new Dispatcher(
+      parts.handle,
+      () => {
+        if (this.#stopping === undefined) this.#stream?.credit(1);
+      },
+      logger,
+    );
+    this.#sender = client.sender({
+      onStreamCancelled: ({ isolationKey, streamId, replyTo }) => {
+        this.#cancel(isolationKey, streamId, replyTo);
+      },
+    });
+    this.#ports = { client, sender: this.#sender, now };
+    this.#refresh = new TokenRefresh({ refresh: (token) => client.refreshContextToken(token), now, logger });
+    this.ended = this.#attach();
+  }
+
+  /** Nothing more will come. */
+  get over(): boolean {
+    return this.#isOver;
+  }
+
+  /** Resolves when registered. Rejects with the refusal, the signal's reason, or TransportError when time is up. */
+  async waitAttached({ timeoutS, signal }: CallOptions): Promise<void> {
+    const limits = [signal, timeoutS === undefined ? undefined : AbortSignal.timeout(timeoutS * 1_000)];
+    const enough = AbortSignal.any(limits.filter((limit) => limit !== undefined));
+    while (!this.#attached) {
+      if (this.refusal !== undefined) throw this.refusal as Error;
+      signal?.throwIfAborted();
+      if (enough.aborted || this.#isOver) throw deadlinePassed("the sidecar has not registered the agent");
+      await new Promise<void>((resolve) => {
+        this.#whenChanged.push(resolve);
+        enough.addEventListener("abort", () => {
+          resolve();
+        });
+      });
+    }
+  }
+
+  #changed(): void {
+    for (const tell of this.#whenChanged.splice(0)) tell();
+  }
+
+  // Attaching
+
+  /** One Attach call after the other, until one is left or refused for good. Never rejects. */
+  async #attach(): Promise<void> {
+    try {
+      while (!this.#over.signal.aborted && (await this.#attachOnce()));
+    } catch (failed) {
+      // Refused for good; or the client was closed, or the agent stopped, while it waited.
+      if (!this.#over.signal.aborted) this.refusal = failed;
+    } finally {
+      this.#isOver = true;
+      this.#changed();
+    }
+  }
+
+  /** Whether to attach again. Throws what no further call would change. */
+  async #attachOnce(): Promise<boolean> {
+    const began = now();
+    const error = await this.#serve();
+    this.#attached = false;
+    if (error === undefined) return false;
+    if (this.#over.signal.aborted) return false;
+    const { logger } = this.#parts;
+    const why = error.reason || error.code;
+    if (!(isPassing(error) || error instanceof Internal)) {
+      logger.error(`the agent is refused: ${why}`);
+      throw error;
+    }
+    // Once a break is news.
+    logger[this.#backOff.tries > 0 ? "debug" : "warn"](`not attached: ${why}; attaching again`);
+    if (now() - began >= STABLE_S) this.#backOff.reset();
+    await sleep(this.#backOff.nextS(error.retryAfterS), this.#over.signal);
+    return true;
+  }
+
+  async #serve(): Promise<SidecarError | undefined> {
+    const { client, registration, credits } = this.#parts;
+    // From here to the first frame nothing is awaited: what is finished later is a credit more.
+    const stream: AgentStream = new AgentStream(
+      SidecarClient.connectionOf(client),
+      registration,
+      Math.max(0, credits - this.#dispatcher.size),
+      {
+        registered: () => {
+          this.#attached = true;
+          this.#changed();
+        },
+        event: (frame) => {
+          this.#onEvent(stream, frame);
+        },
+      },
+    );
+    this.#stream = stream;
+    const error = await stream.ended;
+    this.#stream = undefined;
+    return error;
+  }
+
+  // Events
+
+  #onEvent(stream: AgentStream, frame: AttachResponse_Event): void {
+    if (frame.kind?.$case === "cancelled") {
+      const { streamId, messageId } = frame.kind.value;
+      this.#cancel(frame.isolationKey, streamId, messageId);
+      return;
+    }
+    if (this.#stopping !== undefined) return; // not acknowledged, it goes to another worker
+    const { deliveryId, redelivered } = frame;
+    const answering = new Answering();
+    const event = eventFrom(frame, this.#contextOf(frame), answering);
+    const name =
+      event?.kind === "message" ? { isolationKey: frame.isolationKey, messageId: event.id } : undefined;
+    if (event === undefined || !this.#memory.isNew(deliveryId, name, redelivered)) {
+      stream.acknowledge(deliveryId);
+      stream.credit(1);
+      return;
+    }
+    if (event.kind === "closed") {
+      event.context.end();
+      this.#contexts.delete(frame.isolationKey);
+    }
+    if (name !== undefined && this.#memory.isCancelled(name)) answering.cancel();
+    // While it is not attached nothing is said: the event comes again then, is known, and is acknowledged.
+    const acknowledge = (): void => this.#stream?.acknowledge(deliveryId);
+    this.#dispatcher.receive(new Handling(event, answering, acknowledge));
+  }
+
+  /** The context as its holders know it, with the token that came. */
+  #contextOf(frame: AttachResponse_Event): AgentContext {
+    const known = this.#contexts.get(frame.isolationKey)?.deref();
+    if (known !== undefined) {
+      known.renew(frame.contextToken);
+      return known;
+    }
+    const context = new AgentContext(frame.isolationKey, userContextFrom(frame.context), this.#ports);
+    context.renew(frame.contextToken);
+    this.#contexts.set(frame.isolationKey, new WeakRef(context));
+    this.#dropped.register(context, frame.isolationKey);
+    this.#refresh.keep(context);
+    return context;
+  }
+
+  #cancel(isolationKey: string, streamId: string, messageId: string): void {
+    if (messageId !== "") this.#memory.cancel({ isolationKey, messageId });
+    this.#dispatcher.cancel(isolationKey, streamId, messageId);
+  }
+
+  // The end
+
+  /** See `Agent.stop`. A second call waits for the first; one without grace has the handlers end sooner. */
+  async stop(graceS: number): Promise<void> {
+    if (graceS <= 0) this.#dispatcher.giveUp();
+    this.#stopping ??= this.#stopInOrder(graceS);
+    await this.#stopping;
+  }
+
+  async #stopInOrder(graceS: number): Promise<void> {
+    await this.#dispatcher.finish(graceS);
+    await this.#halfClose();
+    this.#refresh.stop();
+    if (this.#parts.ownsClient) await this.#parts.client.close();
+    else await this.#sender.close();
+  }
+
+  async #halfClose(): Promise<void> {
+    if (this.#attached) this.#stream?.leave();
+    else this.#stream?.cancel();
+    this.#over.abort(new DOMException("the agent stops", "AbortError"));
+    const enough = setTimeout(() => this.#stream?.cancel(), HALF_CLOSE_TIMEOUT_S * 1_000);
+    await this.ended;
+    clearTimeout(enough);
+  }
+}
+
+/** The event as its handlers know it; undefined for a kind that came after this version. */
+function eventFrom(frame: AttachResponse_Event, context: AgentContext, answering: Answering): AgentEvent | undefined {
+  const kind = frame.kind;
+  switch (kind?.$case) {
+    case "opened":
+    case "away":
+    case "back":
+      return { kind: kind.$case, context };
+    case "closed":
+      return { kind: "closed", context, code: kind.value.code, reason: kind.value.reason };
+    case "message": {
+      const { messageId: id, eventType: event, payload, contentType } = kind.value;
+      const { redelivered } = frame;
+      const parts = { id, event, payload, contentType: contentTypeFrom(contentType), redelivered };
+      return new InboundMessage(context, parts, answering);
+    }
+    default:
+      return undefined;
+  }
+}

@@ -1,0 +1,192 @@
+/**
+ * Who handles what, when: the events of one context one after the other, different contexts side by side.
+ *
+ * What waits for its context holds no place that another context could have: a user who asks much holds up nobody else.
+ */
+
+import type { AgentEvent } from "./agent-events.js";
+import type { Answering } from "./answering.js";
+import { ManagerGone, StreamCancelled } from "./errors.js";
+import type { Logger } from "./logger.js";
+
+/**
+ * Events of one context that wait and are acknowledged. What comes beyond stays the sidecar's until it is begun, whose own
+ * bound then tells that client (AGENT_BUSY).
+ */
+export const MAX_BACKLOG = 32;
+/** How long handlers may take to end once they are told to, in seconds. */
+const CANCEL_TIMEOUT_S = 10;
+
+/** One event, from its receipt to the end of its handler. */
+export class Handling {
+  readonly event: AgentEvent;
+  readonly answering: Answering;
+  readonly #acknowledge: () => void;
+  #acknowledged = false;
+
+  /** `acknowledge` is called when the event is this process's. */
+  constructor(event: AgentEvent, answering: Answering, acknowledge: () => void) {
+    this.event = event;
+    this.answering = answering;
+    this.#acknowledge = acknowledge;
+  }
+
+  get key(): string {
+    return this.event.context.isolationKey;
+  }
+
+  /** Once. */
+  acknowledge(): void {
+    if (this.#acknowledged) return;
+    this.#acknowledged = true;
+    this.#acknowledge();
+  }
+}
+
+/** Calls the handler of an event; its promise is the handler's. */
+export type Handle = (event: AgentEvent, signal: AbortSignal) => Promise<void>;
+
+/** Runs the handlers of one agent. `onRoom` is called for each event received, when another may be in its place. */
+export class Dispatcher {
+  readonly #handle: Handle;
+  readonly #onRoom: () => void;
+  readonly #logger: Logger;
+  /** By context, where one of it is running. */
+  readonly #waiting = new Map<string, Handling[]>();
+  readonly #running = new Map<string, Handling>();
+  readonly #whenIdle: (() => void)[] = [];
+  readonly #enough = new AbortController();
+  #stopping = false;
+
+  constructor(handle: Handle, onRoom: () => void, logger: Logger) {
+    this.#handle = handle;
+    this.#onRoom = onRoom;
+    this.#logger = logger;
+  }
+
+  /** How many contexts have a handler running. */
+  get size(): number {
+    return this.#running.size;
+  }
+
+  /** Handle it when those of its context before it have been. */
+  receive(handling: Handling): void {
+    if (handling.event.kind === "closed") this.#leaveUnanswered(handling.key);
+    if (!this.#running.has(handling.key)) {
+      handling.acknowledge();
+      this.#start(handling);
+      return;
+    }
+    const waiting = this.#waiting.get(handling.key) ?? [];
+    this.#waiting.set(handling.key, waiting);
+    waiting.push(handling);
+    if (waiting.length <= MAX_BACKLOG) handling.acknowledge();
+    this.#onRoom();
+  }
+
+  /** The client wants no more of a stream, or of the answer to a message. */
+  cancel(isolationKey: string, streamId: string, messageId: string): void {
+    for (const { event, answering } of this.#ofContext(isolationKey)) {
+      const named = event.kind === "message" && messageId !== "" && event.id === messageId;
+      if (named || answering.streams.has(streamId)) answering.cancel();
+    }
+  }
+
+  /** Let what was received be handled, at most `graceS` seconds; then tell it to end. Takes no more. */
+  async finish(graceS: number): Promise<void> {
+    if (!(await this.#idleWithin(graceS, this.#enough.signal))) {
+      this.#logger.warn(`${this.size} handlers did not end within ${graceS} s`);
+    }
+    await this.#stopAll();
+  }
+
+  /** End the grace that `finish` gives. */
+  giveUp(): void {
+    this.#enough.abort();
+  }
+
+  #ofContext(key: string): Handling[] {
+    const running = this.#running.get(key);
+    return [...(running === undefined ? [] : [running]), ...(this.#waiting.get(key) ?? [])];
+  }
+
+  /** The context has ended: an answer that is being streamed has nobody to read it. Other work goes on. */
+  #leaveUnanswered(key: string): void {
+    const running = this.#running.get(key);
+    if (running !== undefined && running.answering.streams.size > 0) running.answering.cancel();
+  }
+
+  /** Begin one; its context has none running. */
+  #start(handling: Handling): void {
+    this.#running.set(handling.key, handling);
+    void this.#run(handling).then(() => {
+      this.#done(handling);
+    });
+  }
+
+  /** The handler, then the end of the streams that it left open. Never rejects. */
+  async #run({ event, answering }: Handling): Promise<void> {
+    if (answering.cancelled) return; // nobody wants an answer, and none was begun
+    try {
+      await this.#handle(event, answering.signal);
+      for (const stream of answering.streams.values()) await stream.finish();
+    } catch (error) {
+      this.#report(event, answering, error);
+      await Promise.all([...answering.streams.values()].map((stream) => stream.break()));
+    }
+  }
+
+  #report(event: AgentEvent, answering: Answering, error: unknown): void {
+    if (error instanceof ManagerGone) {
+      this.#logger.debug("the context ended before its event was handled");
+    } else if (error instanceof StreamCancelled || (answering.signal.aborted && error === answering.signal.reason)) {
+      this.#logger.debug("an answer was given up");
+    } else {
+      this.#logger.error(`a handler failed on ${event.kind}`, error);
+    }
+  }
+
+  /** The next of its context takes its place, else another context may. */
+  #done(handling: Handling): void {
+    this.#running.delete(handling.key);
+    const waiting = this.#waiting.get(handling.key);
+    const following = this.#stopping ? undefined : waiting?.shift();
+    if (waiting?.length === 0) this.#waiting.delete(handling.key);
+    if (following === undefined) {
+      this.#onRoom();
+    } else {
+      following.acknowledge();
+      this.#start(following);
+    }
+    if (this.#running.size === 0) for (const idle of this.#whenIdle.splice(0)) idle();
+  }
+
+  /** Tell every handler to end; what waits is not begun. */
+  async #stopAll(): Promise<void> {
+    this.#stopping = true;
+    this.#waiting.clear();
+    for (const { answering } of this.#running.values()) answering.stop();
+    if (!(await this.#idleWithin(CANCEL_TIMEOUT_S))) {
+      this.#logger.error(`${this.size} handlers do not end though they were told to`);
+    }
+  }
+
+  /** Whether no handler runs any more, so many seconds from now at most. */
+  #idleWithin(seconds: number, enough?: AbortSignal): Promise<boolean> {
+    if (this.#running.size === 0) return Promise.resolve(true);
+    if (seconds <= 0 || enough?.aborted === true) return Promise.resolve(false);
+    return new Promise((resolve) => {
+      const tell = (idle: boolean): void => {
+        clearTimeout(timer);
+        resolve(idle);
+      };
+      const timer = setTimeout(tell, seconds * 1_000, false);
+      this.#whenIdle.push(() => {
+        tell(true);
+      });
+      enough?.addEventListener("abort", () => {
+        tell(false);
+      });
+    });
+  }
+}
