@@ -1,5 +1,6 @@
 /** An agent service: attaches to the sidecar, is told of its users, answers them. Runs no server of its own. */
 
+import { onAbort } from "./abort.js";
 import type { AgentContext } from "./agent-context.js";
 import type { AgentEvent, Closed, InboundMessage } from "./agent-events.js";
 import { AgentLoop } from "./agent-loop.js";
@@ -125,10 +126,10 @@ export class Agent {
     const stop = (): void => {
       void this.stop();
     };
-    signal?.addEventListener("abort", stop, { once: true });
+    const forget = signal && onAbort(signal, stop);
     if (signal?.aborted === true) stop();
     await loop.ended;
-    signal?.removeEventListener("abort", stop);
+    forget?.();
     await this.stop();
     this.#throwRefusal(loop);
   }

@@ -2,6 +2,7 @@
 
 import { Client, Metadata } from "@grpc/grpc-js";
 import type { ClientDuplexStream, MethodDefinition, ServiceError } from "@grpc/grpc-js";
+import { onAbort } from "./abort.js";
 import { now } from "./clock.js";
 import { TransportError } from "./errors.js";
 import { errorFromCall } from "./error-catalogue.js";
@@ -47,7 +48,7 @@ export class Connection {
       signal?.throwIfAborted();
       const answered = (failed: ServiceError | null, response?: Response): void => {
         this.#calls.delete(call);
-        signal?.removeEventListener("abort", cancel);
+        forget?.();
         if (failed === null) resolve(response as Response);
         else if (signal?.aborted === true) reject(signal.reason as Error);
         else reject(this.closing.aborted ? (this.closing.reason as Error) : errorFromCall(failed));
@@ -61,11 +62,12 @@ export class Connection {
         { deadline: atDate(deadline) },
         answered,
       );
-      const cancel = (): void => {
-        call.cancel();
-      };
       this.#calls.add(call);
-      signal?.addEventListener("abort", cancel, { once: true });
+      const forget =
+        signal &&
+        onAbort(signal, () => {
+          call.cancel();
+        });
     });
   }
 
@@ -97,7 +99,7 @@ export class Connection {
         call.cancel();
       };
       this.#calls.add(call);
-      signal?.addEventListener("abort", cancel, { once: true });
+      const forget = signal && onAbort(signal, cancel);
       call.on("data", (response: Buffer) => {
         if (!isServing(response)) return;
         resolve(true);
@@ -106,7 +108,7 @@ export class Connection {
       call.on("error", () => undefined); // what it says comes again as the status
       call.once("status", (status) => {
         this.#calls.delete(call);
-        signal?.removeEventListener("abort", cancel);
+        forget?.();
         if (signal?.aborted === true) reject(signal.reason as Error);
         else if (this.closing.aborted) reject(this.closing.reason as Error);
         else resolve(new TransportError(errorFromCall(status).code, "", "the sidecar is not ready"));

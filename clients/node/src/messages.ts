@@ -1,6 +1,7 @@
 /** What a caller says of a message, and the protobuf message that it becomes. */
 
 import { randomFillSync } from "node:crypto";
+import { BinaryWriter } from "@bufbuild/protobuf/wire";
 import { badRequest, errorFromReason } from "./error-catalogue.js";
 import type { Duration } from "./generated/google/protobuf/duration.js";
 import * as pb from "./generated/sidecar/api/v1/types.js";
@@ -89,6 +90,19 @@ export function buildMessage(message: OutgoingMessage): pb.Message {
     replyTo: text(message.replyTo, "message.reply_to"),
     stream: message.stream === undefined ? undefined : placeOf(message.stream),
   };
+}
+
+/** Larger ones are rare: what they made the writer grow to is not kept. */
+const KEPT_BYTES = 65_536;
+let writer = new BinaryWriter();
+
+/** The message's bytes. By one writer for all: making one for each message costs more than the encoding. */
+export function encodeMessage(message: pb.Message): Uint8Array {
+  const used = writer;
+  writer = new BinaryWriter(); // for the next, should this throw
+  const bytes = pb.Message.encode(message, used).finish();
+  if (bytes.length <= KEPT_BYTES) writer = used;
+  return bytes;
 }
 
 /** The payload and its type. */

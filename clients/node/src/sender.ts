@@ -5,6 +5,7 @@
  * gather. There is no timer to wait for.
  */
 
+import { onAbort } from "./abort.js";
 import { BackOff } from "./back-off.js";
 import { now, sleep } from "./clock.js";
 import type { Connection } from "./connection.js";
@@ -13,8 +14,7 @@ import { DeliverStream } from "./deliver-stream.js";
 import type { Entry } from "./entry.js";
 import { badRequest, deadlinePassed } from "./error-catalogue.js";
 import { TransportError } from "./errors.js";
-import { Message } from "./generated/sidecar/api/v1/types.js";
-import { buildMessage } from "./messages.js";
+import { buildMessage, encodeMessage } from "./messages.js";
 import type { OutgoingMessage } from "./messages.js";
 import { isPassing } from "./passing.js";
 import { BASE_S, CAP_S } from "./retries.js";
@@ -97,14 +97,10 @@ export class Sender {
       signal?.throwIfAborted();
       const entry = this.#begin(target, message, options, resolve, reject);
       if (signal === undefined) return;
-      const abort = (): void => {
+      entry.onTold = onAbort(signal, () => {
         entry.giveUp(signal.reason as Error);
         this.#core.abandon(entry);
-      };
-      signal.addEventListener("abort", abort, { once: true });
-      entry.onTold = () => {
-        signal.removeEventListener("abort", abort);
-      };
+      });
     });
   }
 
@@ -121,7 +117,7 @@ export class Sender {
     if (waitForAckS !== undefined && !this.#reportAcknowledged) {
       throw new TypeError("waitForAckS needs a sender with reportAcknowledged");
     }
-    const bytes = Message.encode(buildMessage(message)).finish();
+    const bytes = encodeMessage(buildMessage(message));
     if (bytes.length > this.#limits.maxMessageBytes) {
       throw badRequest("message.payload", `at most ${this.#limits.maxMessageBytes} bytes`);
     }
@@ -215,12 +211,9 @@ export class Sender {
 
 function orAborted(promise: Promise<void>, signal: AbortSignal): Promise<void> {
   return new Promise((resolve, reject) => {
-    const abort = (): void => {
+    const forget = onAbort(signal, () => {
       reject(signal.reason as Error);
-    };
-    signal.addEventListener("abort", abort, { once: true });
-    void promise.then(resolve, reject).finally(() => {
-      signal.removeEventListener("abort", abort);
     });
+    void promise.then(resolve, reject).finally(forget);
   });
 }
