@@ -157,7 +157,7 @@ test("the deadline holds over every stream, and before there is one", async () =
     const began = performance.now();
     const error = await failure(sender.send(ALICE, { json: 1 }, { timeoutS: 0.3 }));
     assert.deepEqual([error.code, error.definite], ["DEADLINE_EXCEEDED", false]);
-    assert.ok(performance.now() - began < 1_000);
+    assert.ok(performance.now() - began < 4_000);
     assert.equal(sender.inFlight, 0);
   });
   const nobody = new SidecarClient({ endpoint: "127.0.0.1:1" });

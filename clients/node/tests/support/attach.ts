@@ -1,0 +1,107 @@
+/** The sidecar's end of Attach, as a test plays it. */
+
+import type { AttachResponse_Event } from "../../src/generated/sidecar/api/v1/agent_service.js";
+import type { AttachRequest, AttachRequest_Register } from "../../src/generated/sidecar/api/v1/agent_service.js";
+import { refused } from "./sidecar.js";
+import type { AttachCall, Refusal } from "./sidecar.js";
+
+/** One attachment. */
+export class Attachment {
+  readonly call: AttachCall;
+  register: AttachRequest_Register | undefined;
+  readonly acknowledged: string[] = [];
+  credits = 0;
+  left = false;
+  readonly #waiting: (() => void)[] = [];
+
+  constructor(call: AttachCall, answer: boolean) {
+    this.call = call;
+    call.on("error", () => undefined);
+    call.on("end", () => {
+      this.left = true;
+      call.end();
+      this.#tell();
+    });
+    call.on("data", ({ frame }: AttachRequest) => {
+      if (frame?.$case === "register") {
+        this.register = frame.value;
+        if (answer) call.write({ frame: { $case: "registered", value: {} } });
+      }
+      if (frame?.$case === "acknowledge") this.acknowledged.push(...frame.value.deliveryIds);
+      if (frame?.$case === "credit") this.credits += frame.value.credits;
+      this.#tell();
+    });
+  }
+
+  #tell(): void {
+    for (const tell of this.#waiting.splice(0)) tell();
+  }
+
+  /** Resolves when that is so. */
+  async until(so: () => boolean): Promise<void> {
+    while (!so()) await new Promise<void>((resolve) => this.#waiting.push(resolve));
+  }
+
+  event(isolationKey: string, kind: AttachResponse_Event["kind"], more: Partial<AttachResponse_Event> = {}): void {
+    const value = {
+      deliveryId: `d-${Math.random()}`,
+      redelivered: false,
+      isolationKey,
+      contextToken: kind?.$case === "closed" ? "" : `token-${isolationKey}`,
+      context: userContext(isolationKey),
+      kind,
+      ...more,
+    };
+    this.call.write({ frame: { $case: "event", value } });
+  }
+
+  message(isolationKey: string, messageId: string, text: string, more: Partial<AttachResponse_Event> = {}, event = "message"): void {
+    const value = { messageId, eventType: event, payload: Buffer.from(JSON.stringify(text)), contentType: 1 };
+    this.event(isolationKey, { $case: "message", value }, more);
+  }
+
+  cancelled(isolationKey: string, streamId: string, messageId: string): void {
+    this.event(isolationKey, { $case: "cancelled", value: { streamId, messageId } }, { deliveryId: "" });
+  }
+
+  break(refusal?: Refusal): void {
+    this.call.emit("error", refusal === undefined ? { code: 14, details: "gone" } : refused(refusal));
+  }
+}
+
+function userContext(name: string) {
+  return {
+    tenantId: "default",
+    userId: `user-${name}`,
+    sessionId: "s",
+    connectionId: `c-${name}`,
+    requestId: "r",
+    createdTime: { seconds: 1, nanos: 0 },
+    permissions: ["read"],
+    metadata: {},
+  };
+}
+
+/** The attachments of a test, in the order in which they came. */
+export class Attachments {
+  readonly all: Attachment[] = [];
+  readonly #answer: boolean;
+  readonly #waiting: (() => void)[] = [];
+
+  constructor(answer = true) {
+    this.#answer = answer;
+  }
+
+  readonly script = (call: AttachCall): void => {
+    this.all.push(new Attachment(call, this.#answer));
+    for (const tell of this.#waiting.splice(0)) tell();
+  };
+
+  async nth(index: number): Promise<Attachment> {
+    for (;;) {
+      const attachment = this.all[index];
+      if (attachment !== undefined) return attachment;
+      await new Promise<void>((resolve) => this.#waiting.push(resolve));
+    }
+  }
+}
