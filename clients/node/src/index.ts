@@ -12,6 +12,7 @@ export type { AgentOptions, ClosedHandler, ContextHandler, MessageHandler } from
 export type { AgentContext } from "./agent-context.js";
 export type { AgentEvent, Away, Back, Closed, InboundMessage, Opened } from "./agent-events.js";
 export type { Subscription } from "./agent-stream.js";
+export type { Uniform } from "./back-off.js";
 export type { BatchItem, CriticalEvent } from "./calls.js";
 export { SidecarClient } from "./client.js";
 export type { CloseOptions } from "./client.js";
