@@ -58,7 +58,7 @@ async def test_the_agent_stops_when_it_is_told_to(sidecar: RunningSidecar) -> No
     async with user_of(sidecar, "alice") as alice:
         await alice.send({"question": "what?"}, event="ask", id="q-1")
         await message(alice)
-        await alice.cancel(id="q-1")
+        alice.cancel(id="q-1")
         event = await message(alice)
         while event.event == "agent.word":
             event = await message(alice)
@@ -130,9 +130,7 @@ async def test_a_context_that_has_ended_is_gone(sidecar: RunningSidecar, page: a
     assert await ask(page, alice.context_token) == (410, {"reason": "MANAGER_GONE"})
 
 
-async def test_a_full_outbox_is_said_with_when_to_come_back(
-    sidecar: RunningSidecar, page: aiohttp.ClientSession, service_url: str
-) -> None:
+async def test_who_is_not_signed_in_may_not_ask(sidecar: RunningSidecar, service_url: str) -> None:
     async with aiohttp.ClientSession(service_url) as stranger, sidecar.user("alice") as alice:
         status, _ = await ask(stranger, alice.context_token)
         assert status == 401
