@@ -1,0 +1,341 @@
+package dev.wssidecar.client;
+
+import dev.wssidecar.client.errors.InternalException;
+import dev.wssidecar.client.errors.SidecarException;
+import dev.wssidecar.client.errors.TransportException;
+import io.grpc.Status;
+import java.lang.System.Logger;
+import java.lang.System.Logger.Level;
+import java.time.Duration;
+import java.util.concurrent.CancellationException;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.Executor;
+import java.util.concurrent.RejectedExecutionException;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.TimeoutException;
+import sidecar.api.v1.AttachRequest;
+import sidecar.api.v1.AttachResponse;
+
+/** What an agent does while it runs: attach, again after every break; take events in; stop in order. Started once. */
+final class AgentLoop implements AgentStream.Events {
+  private static final Duration BASE = Duration.ofMillis(100);
+  private static final Duration CAP = Duration.ofSeconds(10);
+  private static final Duration HALF_CLOSE_TIMEOUT = Duration.ofSeconds(5);
+
+  /** An attachment that lived so long was a success: the back-off begins again. */
+  private static final long STABLE_NANOS = Duration.ofSeconds(5).toNanos();
+
+  private static final Logger LOG = System.getLogger("dev.wssidecar.client");
+
+  private final SidecarClient client;
+  private final Sender sender;
+  private final AttachRequest.Register registration;
+  private final int credits;
+  private final Executor executor;
+  private final BackOff backOff;
+  private final AgentMemory memory = new AgentMemory(AgentMemory.MAX_REMEMBERED);
+  private final Contexts contexts = new Contexts();
+  private final Dispatcher dispatcher;
+  private final TokenRefresh refresh;
+
+  /** Done when no further event will come; failed by what the sidecar refused for good. */
+  private final CompletableFuture<Void> over = new CompletableFuture<>();
+
+  private final CompletableFuture<Void> firstAttached = new CompletableFuture<>();
+
+  // Guarded by this
+  private AgentStream stream;
+  private boolean attached;
+  private boolean stopping;
+  private long began;
+  private int inHand;
+
+  AgentLoop(
+      SidecarClient client,
+      AttachRequest.Register registration,
+      int credits,
+      Dispatcher.AgentHandler handler,
+      Executor executor) {
+    this.client = client;
+    this.registration = registration;
+    this.credits = credits;
+    this.executor = executor;
+    this.backOff = new BackOff(BASE, CAP, client.link().settings().uniform());
+    this.dispatcher = new Dispatcher(handler, executor, this::onRoom);
+    this.sender = client.senderBuilder().onStreamCancelled(this::onStreamCancelled).build();
+    this.refresh = new TokenRefresh(client.link().timer(), client::refreshContextTokenAsync);
+  }
+
+  Sender sender() {
+    return sender;
+  }
+
+  /** Returns when no further event will come; throws what the sidecar refused for good. */
+  void awaitOver() throws InterruptedException {
+    await(over, Long.MAX_VALUE);
+  }
+
+  /** Returns when registered once; throws the refusal, or TransportException when time is up. */
+  void awaitAttached(Duration timeout) throws InterruptedException {
+    if (!await(firstAttached, timeout.toNanos())) {
+      throw new TransportException(
+          Status.Code.DEADLINE_EXCEEDED, "the sidecar has not registered the agent");
+    }
+  }
+
+  private static boolean await(CompletableFuture<Void> what, long nanos)
+      throws InterruptedException {
+    try {
+      what.get(nanos, TimeUnit.NANOSECONDS);
+      return true;
+    } catch (TimeoutException late) {
+      return false;
+    } catch (CancellationException | java.util.concurrent.ExecutionException failed) {
+      if (failed.getCause() instanceof SidecarException refusal) {
+        throw refusal;
+      }
+      throw new IllegalStateException("the agent was stopped");
+    }
+  }
+
+  /** What the sidecar refused for good; null where it did not. */
+  SidecarException refusal() {
+    return over.isCompletedExceptionally()
+        ? over.handle((nothing, error) -> (SidecarException) error).join()
+        : null;
+  }
+
+  synchronized String state() {
+    if (stopping) {
+      return "stopping";
+    }
+    return attached ? "attached" : "attaching";
+  }
+
+  // Attaching
+
+  /** Open one Attach call. What is finished from now on is a credit more. */
+  void attach() {
+    try {
+      synchronized (this) {
+        if (stopping || over.isDone()) {
+          return;
+        }
+        client.link().checkOpen();
+        began = System.nanoTime();
+        stream = new AgentStream(this);
+        stream.start(
+            client.link().channel(),
+            Tokens.asService(client.link().settings().serviceToken()),
+            AttachRequest.newBuilder()
+                .setRegister(registration.toBuilder().setCredits(Math.max(0, credits - inHand)))
+                .build());
+      }
+    } catch (SidecarException refused) {
+      refuse(refused);
+    } catch (IllegalStateException closed) {
+      refuse(new TransportException(Status.Code.CANCELLED, "the client was closed"));
+    }
+  }
+
+  @Override
+  public void registered(AgentStream from) {
+    synchronized (this) {
+      attached = from == stream;
+    }
+    firstAttached.complete(null);
+  }
+
+  @Override
+  public void ended(AgentStream ended, SidecarException error) {
+    boolean stable;
+    synchronized (this) {
+      if (stream != ended) {
+        return;
+      }
+      stream = null;
+      attached = false;
+      stable = System.nanoTime() - began >= STABLE_NANOS;
+      if (stopping) {
+        over.complete(null);
+        return;
+      }
+    }
+    if (Sender.isPassing(error) || error instanceof InternalException) {
+      again(error, stable);
+    } else {
+      refuse(error);
+    }
+  }
+
+  private void again(SidecarException error, boolean stable) {
+    // Once a break is news.
+    Level level = backOff.tries() == 0 || stable ? Level.WARNING : Level.DEBUG;
+    LOG.log(level, "not attached: {0}; attaching again", nameOf(error));
+    if (stable) {
+      backOff.reset();
+    }
+    long wait = backOff.nextNanos(error.retryAfter().orElse(Duration.ZERO));
+    try {
+      client.link().timer().schedule(this::attach, wait, TimeUnit.NANOSECONDS);
+    } catch (RejectedExecutionException closed) {
+      refuse(new TransportException(Status.Code.CANCELLED, "the client was closed"));
+    }
+  }
+
+  private void refuse(SidecarException error) {
+    LOG.log(Level.ERROR, "the agent is refused: {0}", nameOf(error));
+    over.completeExceptionally(error);
+    firstAttached.completeExceptionally(error);
+  }
+
+  private static String nameOf(SidecarException error) {
+    return error.reason().isEmpty() ? error.code().name() : error.reason();
+  }
+
+  private synchronized void onRoom() {
+    inHand--;
+    if (stream != null && !stopping) {
+      stream.credit(1);
+    }
+  }
+
+  // Events
+
+  @Override
+  public void event(AgentStream from, AttachResponse.Event frame) {
+    if (frame.getKindCase() == AttachResponse.Event.KindCase.CANCELLED) {
+      AttachResponse.Cancelled cancelled = frame.getCancelled();
+      cancel(frame.getIsolationKey(), cancelled.getStreamId(), cancelled.getMessageId());
+      return;
+    }
+    synchronized (this) {
+      if (stopping) {
+        return; // not acknowledged, it goes to another worker
+      }
+    }
+    String deliveryId = frame.getDeliveryId();
+    Answering answering = new Answering(executor);
+    AgentEvent event = eventFrom(frame, answering);
+    if (event == null || !memory.isNew(deliveryId, event, frame.getRedelivered())) {
+      from.acknowledge(deliveryId);
+      from.credit(1);
+      return;
+    }
+    if (event instanceof AgentEvent.Closed) {
+      event.context().end();
+      contexts.remove(frame.getIsolationKey());
+    }
+    if (memory.isCancelled(event)) {
+      answering.cancel();
+    }
+    synchronized (this) {
+      inHand++;
+    }
+    dispatcher.receive(event, answering, () -> acknowledge(deliveryId));
+  }
+
+  /** While it is not attached nothing is said: the event comes again then, is known, and is acknowledged. */
+  private synchronized void acknowledge(String deliveryId) {
+    if (stream != null) {
+      stream.acknowledge(deliveryId);
+    }
+  }
+
+  /** The event as its handlers know it; null for a kind that came after this version. */
+  private AgentEvent eventFrom(AttachResponse.Event frame, Answering answering) {
+    AgentContext context = contextOf(frame);
+    return switch (frame.getKindCase()) {
+      case OPENED -> new AgentEvent.Opened(context);
+      case AWAY -> new AgentEvent.Away(context);
+      case BACK -> new AgentEvent.Back(context);
+      case CLOSED ->
+          new AgentEvent.Closed(
+              context, frame.getClosed().getCode(), frame.getClosed().getReason());
+      case MESSAGE -> messageFrom(frame, context, answering);
+      default -> null;
+    };
+  }
+
+  private static InboundMessage messageFrom(
+      AttachResponse.Event frame, AgentContext context, Answering answering) {
+    AttachResponse.Inbound message = frame.getMessage();
+    return new InboundMessage(
+        context,
+        message.getMessageId(),
+        message.getEventType(),
+        message.getPayload(),
+        Protos.contentType(message.getContentType()),
+        frame.getRedelivered(),
+        answering);
+  }
+
+  /** The context as its holders know it, with the token that came. */
+  private AgentContext contextOf(AttachResponse.Event frame) {
+    UserContext user = Protos.userContext(frame.getContext());
+    AgentContext context =
+        contexts.get(
+            frame.getIsolationKey(), key -> new AgentContext(key, user, client, sender));
+    if (context.renew(frame.getContextToken())) {
+      refresh.keep(context);
+    }
+    return context;
+  }
+
+  private void onStreamCancelled(StreamCancellation cancelled) {
+    cancel(cancelled.isolationKey(), cancelled.streamId(), cancelled.replyTo());
+  }
+
+  private void cancel(String isolationKey, String streamId, String messageId) {
+    if (!messageId.isEmpty()) {
+      memory.cancel(isolationKey, messageId);
+    }
+    dispatcher.cancel(isolationKey, streamId, messageId);
+  }
+
+  // The end
+
+  /** Let handlers end within the grace, interrupt the others, half-close, close the sender. Called once. */
+  void stop(Duration grace) {
+    synchronized (this) {
+      stopping = true;
+    }
+    dispatcher.finish(grace);
+    halfClose();
+    refresh.stop();
+    sender.close();
+    over.complete(null);
+    firstAttached.completeExceptionally(
+        new TransportException(Status.Code.CANCELLED, "the agent was stopped"));
+  }
+
+  /** A stop under way is to give no grace any more. */
+  void giveUp() {
+    dispatcher.giveUp();
+  }
+
+  private void halfClose() {
+    AgentStream leaving;
+    synchronized (this) {
+      leaving = stream;
+      if (leaving == null) {
+        return;
+      }
+      if (attached) {
+        leaving.leave();
+      } else {
+        leaving.cancel();
+      }
+    }
+    try {
+      if (!await(over, HALF_CLOSE_TIMEOUT.toNanos())) {
+        leaving.cancel();
+      }
+    } catch (InterruptedException interrupted) {
+      leaving.cancel();
+      Thread.currentThread().interrupt();
+    } catch (SidecarException refused) {
+      // Told to whoever runs the agent.
+    }
+  }
+}
