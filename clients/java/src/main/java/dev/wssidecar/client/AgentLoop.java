@@ -185,8 +185,8 @@ final class AgentLoop implements AgentStream.Events {
 
   private void refuse(SidecarException error) {
     LOG.log(Level.ERROR, "the agent is refused: {0}", nameOf(error));
+    firstAttached.completeExceptionally(error); // first: who is told of the other may stop the agent
     over.completeExceptionally(error);
-    firstAttached.completeExceptionally(error);
   }
 
   private static String nameOf(SidecarException error) {

@@ -134,16 +134,16 @@ final class Dispatcher {
   }
 
   private void handle(Handling handling) {
+    Answering answering = handling.answering;
     try {
-      try {
-        handler.handle(handling.event);
-      } finally {
-        handling.answering.end();
-      }
-      handling.answering.open().forEach(ReplyStream::handlerReturned);
+      handler.handle(handling.event);
+      answering.open().forEach(ReplyStream::handlerReturned);
     } catch (Throwable error) { // an Error too: the user is to see an end, and the context to go on
       report(handling, error);
-      handling.answering.open().forEach(ReplyStream::handlerThrew);
+      answering.end(); // what interrupted the handler does not interrupt its last chunk
+      answering.open().forEach(ReplyStream::handlerThrew);
+    } finally {
+      answering.end();
     }
   }
 
@@ -193,7 +193,9 @@ final class Dispatcher {
       stopping = true;
       waiting.clear();
       if (!running.isEmpty()) {
-        LOG.log(Level.WARNING, "{0} handlers did not end within {1}", running.size(), grace);
+        double graceSeconds = grace.toMillis() / 1e3;
+        LOG.log(
+            Level.WARNING, "{0} handlers did not end within {1} s", running.size(), graceSeconds);
         running.values().forEach(handling -> handling.answering.interrupt());
         interrupted |= !awaitIdle(CANCEL_TIMEOUT, false);
       }
