@@ -17,7 +17,8 @@ import java.util.concurrent.atomic.AtomicInteger;
 import sidecar.api.v1.AttachRequest;
 
 /**
- * One worker of an agent service: attaches to the sidecar, is told of its users, answers them. Runs no server of its own.
+ * One worker of an agent service: attaches to the sidecar, is told of its users, answers them. Runs no server of its
+ * own.
  *
  * <pre>{@code
  * Agent.builder("answers")
@@ -26,10 +27,10 @@ import sidecar.api.v1.AttachRequest;
  *     .runForever();
  * }</pre>
  *
- * <p>Events of one context are handled one after the other, those of different contexts side by side, {@code credits} at
- * most, on threads of the agent's executor: a handler may wait. One that throws is logged, and nothing else ends for it. When
- * the client wants no answer any more its handler's thread is interrupted, that one alone. An event is acknowledged when it
- * comes: another worker gets it only where this process is lost before that.
+ * <p>Events of one context are handled one after the other, those of different contexts side by side, {@code credits}
+ * at most, on threads of the agent's executor: a handler may wait. One that throws is logged, and nothing else ends
+ * for it. When the client wants no answer any more its handler's thread is interrupted, that one alone. An event is
+ * acknowledged when it comes: another worker gets it only where this process is lost before that.
  */
 public final class Agent implements AutoCloseable {
   private static final Logger LOG = System.getLogger("dev.wssidecar.client");
@@ -40,7 +41,7 @@ public final class Agent implements AutoCloseable {
   private final SidecarClient client;
   private final ExecutorService ownExecutor;
   private final Map<Class<?>, Dispatcher.AgentHandler> handlers;
-  private final Map<String, MessageHandler> messageHandlers;
+  private final Map<String, AgentHandlers.MessageHandler> messageHandlers;
   private final AgentLoop loop;
   private boolean started;
   private CompletableFuture<Void> stopped;
@@ -77,44 +78,6 @@ public final class Agent implements AutoCloseable {
     return new Builder(serviceName);
   }
 
-  /** What handles a change of a context. */
-  @FunctionalInterface
-  public interface ContextHandler {
-    /**
-     * Handle it. May wait.
-     *
-     * @param context the context
-     * @throws Exception is logged
-     */
-    void handle(AgentContext context) throws Exception;
-  }
-
-  /** What handles the end of a context. */
-  @FunctionalInterface
-  public interface ClosedHandler {
-    /**
-     * Handle it. May wait.
-     *
-     * @param context the context
-     * @param closed why it ended
-     * @throws Exception is logged
-     */
-    void handle(AgentContext context, AgentEvent.Closed closed) throws Exception;
-  }
-
-  /** What handles a message of a user's. */
-  @FunctionalInterface
-  public interface MessageHandler {
-    /**
-     * Answer it. May wait; is interrupted when the client wants no answer any more.
-     *
-     * @param context where it came from
-     * @param message what was said
-     * @throws Exception is logged, and fails the message's response streams
-     */
-    void handle(AgentContext context, InboundMessage message) throws Exception;
-  }
-
   // Running
 
   /**
@@ -146,7 +109,8 @@ public final class Agent implements AutoCloseable {
    * Start, and serve until {@link #stop()}. Interrupted, it stops without grace.
    *
    * @throws InterruptedException when the waiting thread is interrupted
-   * @throws SidecarException what the sidecar refuses for good: SUBSCRIPTION_TAKEN, SERVICE_DENIED, TOKEN_INVALID, BAD_REQUEST
+   * @throws SidecarException what the sidecar refuses for good: SUBSCRIPTION_TAKEN, SERVICE_DENIED, TOKEN_INVALID,
+   * BAD_REQUEST
    */
   public void run() throws InterruptedException {
     start();
@@ -190,9 +154,9 @@ public final class Agent implements AutoCloseable {
   }
 
   /**
-   * Take no more, let handlers end within the grace, interrupt the others, half-close. Idempotent, bounded. A handler that is
-   * interrupted fails its response streams, so that their users see an end. A second call waits for the first; one without
-   * grace has the handlers end sooner.
+   * Take no more, let handlers end within the grace, interrupt the others, half-close. Idempotent, bounded. A handler
+   * that is interrupted fails its response streams, so that their users see an end. A second call waits for the
+   * first; one without grace has the handlers end sooner.
    *
    * @param grace what handlers have to end in
    */
@@ -245,7 +209,7 @@ public final class Agent implements AutoCloseable {
   }
 
   private void handleMessage(InboundMessage message) throws Exception {
-    MessageHandler handler = messageHandlers.get(message.event());
+    AgentHandlers.MessageHandler handler = messageHandlers.get(message.event());
     if (handler == null) {
       handler = messageHandlers.get(Builder.ANY);
     }
@@ -267,7 +231,7 @@ public final class Agent implements AutoCloseable {
 
     private final String serviceName;
     private final Map<Class<?>, Dispatcher.AgentHandler> handlers = new HashMap<>();
-    private final Map<String, MessageHandler> messageHandlers = new HashMap<>();
+    private final Map<String, AgentHandlers.MessageHandler> messageHandlers = new HashMap<>();
     private final SidecarClient.Builder connection = SidecarClient.builder();
     private List<Subscription> subscriptions;
     private boolean connects;
@@ -287,7 +251,7 @@ public final class Agent implements AutoCloseable {
      * @param handler what to do then
      * @return this
      */
-    public Builder onOpened(ContextHandler handler) {
+    public Builder onOpened(AgentHandlers.ContextHandler handler) {
       return on(AgentEvent.Opened.class, event -> handler.handle(event.context()));
     }
 
@@ -297,7 +261,7 @@ public final class Agent implements AutoCloseable {
      * @param handler what to do then
      * @return this
      */
-    public Builder onAway(ContextHandler handler) {
+    public Builder onAway(AgentHandlers.ContextHandler handler) {
       return on(AgentEvent.Away.class, event -> handler.handle(event.context()));
     }
 
@@ -307,7 +271,7 @@ public final class Agent implements AutoCloseable {
      * @param handler what to do then
      * @return this
      */
-    public Builder onBack(ContextHandler handler) {
+    public Builder onBack(AgentHandlers.ContextHandler handler) {
       return on(AgentEvent.Back.class, event -> handler.handle(event.context()));
     }
 
@@ -317,7 +281,7 @@ public final class Agent implements AutoCloseable {
      * @param handler what to do then
      * @return this
      */
-    public Builder onClosed(ClosedHandler handler) {
+    public Builder onClosed(AgentHandlers.ClosedHandler handler) {
       return on(
           AgentEvent.Closed.class,
           event -> handler.handle(event.context(), (AgentEvent.Closed) event));
@@ -329,7 +293,7 @@ public final class Agent implements AutoCloseable {
      * @param handler what to do then
      * @return this
      */
-    public Builder onMessage(MessageHandler handler) {
+    public Builder onMessage(AgentHandlers.MessageHandler handler) {
       return onMessage(ANY, handler);
     }
 
@@ -340,7 +304,7 @@ public final class Agent implements AutoCloseable {
      * @param handler what to do then
      * @return this
      */
-    public Builder onMessage(String event, MessageHandler handler) {
+    public Builder onMessage(String event, AgentHandlers.MessageHandler handler) {
       Objects.requireNonNull(handler, "handler");
       if (messageHandlers.putIfAbsent(event, handler) != null) {
         throw new IllegalArgumentException("the event " + event + " has a handler");

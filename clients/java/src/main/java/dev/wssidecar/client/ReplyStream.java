@@ -16,14 +16,16 @@ import java.util.concurrent.TimeUnit;
 import java.util.concurrent.locks.ReentrantLock;
 
 /**
- * One answer in chunks, in order and each once, with an end that the client sees. Made by {@link InboundMessage#reply()}.
+ * One answer in chunks, in order and each once, with an end that the client sees. Made by {@link
+ * InboundMessage#reply()}.
  *
- * <p>It ends when its handler returns, and fails when its handler throws, without a word of the exception; {@link #end()} and
- * {@link #fail()} say so before. A chunk whose fate is not known is sent again under its own index before anything else is,
- * whatever broke in between.
+ * <p>It ends when its handler returns, and fails when its handler throws, without a word of the exception; {@link
+ * #end()} and {@link #fail()} say so before. A chunk whose fate is not known is sent again under its own index before
+ * anything else is, whatever broke in between.
  *
- * <p>When the client wants no more, {@code send} throws {@link StreamCancelledException}. In the handler's thread that takes
- * the place of the interrupt: the flag is clear, and the handler may say a last word outside of the stream.
+ * <p>When the client wants no more, {@code send} throws {@link StreamCancelledException}. In the handler's thread
+ * that takes the place of the interrupt: the flag is clear, and the handler may say a last word outside of the
+ * stream.
  */
 public final class ReplyStream {
   private static final Duration FAIL_TIMEOUT = Duration.ofSeconds(5);
@@ -76,8 +78,8 @@ public final class ReplyStream {
   }
 
   /**
-   * Send the next chunk: returns when the sidecar has accepted it. Tried again until the stream's time for a chunk is over,
-   * where the sidecar cannot take it now or the client is slow.
+   * Send the next chunk: returns when the sidecar has accepted it. Tried again until the stream's time for a chunk is
+   * over, where the sidecar cannot take it now or the client is slow.
    *
    * @param content what is said, and its headers; the rest is the stream's
    * @return the receipt

@@ -7,21 +7,22 @@ import java.util.List;
 import java.util.Objects;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ThreadLocalRandom;
-import java.util.function.Consumer;
 import java.util.function.DoubleSupplier;
 import java.util.function.Supplier;
 
 /**
- * Sends to users through a sidecar. One a process is enough; for any number of threads. It connects when it is first used.
+ * Sends to users through a sidecar. One a process is enough; for any number of threads. It connects when it is first
+ * used.
  *
  * <p>Every call has one deadline over all its tries: 5 s, unless {@link Builder#timeout} or {@link #withTimeout} say
- * otherwise. UNAVAILABLE is tried again within it where that is safe: a message always has a message_id, so that the sidecar
- * takes it once. Not tried again: what is over a limit (RESOURCE_EXHAUSTED: yours to decide), a deadline that passed, and
- * {@code closeManager}, {@code refresh…}, {@code revoke…} and {@code exchangeContextToken}, of which a second one is another.
+ * otherwise. UNAVAILABLE is tried again within it where that is safe: a message always has a message_id, so that the
+ * sidecar takes it once. Not tried again: what is over a limit (RESOURCE_EXHAUSTED: yours to decide), a deadline that
+ * passed, and {@code closeManager}, {@code refresh…}, {@code revoke…} and {@code exchangeContextToken}, of which a
+ * second one is another.
  *
- * <p>What goes wrong is a {@link SidecarException}: thrown by the blocking methods, and the future's failure of those that
- * end in {@code Async}. A blocking method whose thread is interrupted cancels its call, keeps the interrupt flag and throws
- * TransportException, CANCELLED; a call that was cancelled may have been taken.
+ * <p>What goes wrong is a {@link SidecarException}: thrown by the blocking methods, and the future's failure of those
+ * that end in {@code Async}. A blocking method whose thread is interrupted cancels its call, keeps the interrupt flag
+ * and throws TransportException, CANCELLED; a call that was cancelled may have been taken.
  */
 public final class SidecarClient implements AutoCloseable {
   /** The version of this client, and of the contract that it speaks. */
@@ -374,7 +375,7 @@ public final class SidecarClient implements AutoCloseable {
    * @return a builder with the defaults
    */
   public SenderBuilder senderBuilder() {
-    return new SenderBuilder();
+    return new SenderBuilder(link, timeout);
   }
 
   /** Close the senders, each within 5 s, then the connection; calls under way fail, CANCELLED. Idempotent. */
@@ -421,7 +422,8 @@ public final class SidecarClient implements AutoCloseable {
     /**
      * Where the sidecar is.
      *
-     * @param endpoint {@code host:port} or {@code unix:/path}. Default: {@code SIDECAR_GRPC_ENDPOINT}, else 127.0.0.1:50051
+     * @param endpoint {@code host:port} or {@code unix:/path}. Default: {@code SIDECAR_GRPC_ENDPOINT}, else
+     * 127.0.0.1:50051
      * @return this
      */
     public Builder endpoint(String endpoint) {
@@ -441,7 +443,8 @@ public final class SidecarClient implements AutoCloseable {
     }
 
     /**
-     * How to speak TLS: {@link io.grpc.TlsChannelCredentials}, with a CA of your own, and a client certificate for mTLS.
+     * How to speak TLS: {@link io.grpc.TlsChannelCredentials}, with a CA of your own, and a client certificate for
+     * mTLS.
      *
      * @param credentials null: plain TCP, or a Unix socket
      * @return this
@@ -489,58 +492,6 @@ public final class SidecarClient implements AutoCloseable {
           Settings.of(
               endpoint, serviceToken, credentials, timeout, maxAttempts, uniform, System.getenv());
       return new SidecarClient(new Link(settings), settings.timeout());
-    }
-  }
-
-  /** What a sender holds, and what it is told. */
-  public final class SenderBuilder {
-    private SenderLimits limits = SenderLimits.DEFAULTS;
-    private boolean reportAcknowledged;
-    private Consumer<StreamCancellation> onStreamCancelled = cancellation -> {};
-
-    private SenderBuilder() {}
-
-    /**
-     * What it holds and writes at most.
-     *
-     * @param limits the limits
-     * @return this
-     */
-    public SenderBuilder limits(SenderLimits limits) {
-      this.limits = Objects.requireNonNull(limits, "limits");
-      return this;
-    }
-
-    /**
-     * Let sends wait for the client's acknowledgement.
-     *
-     * @return this
-     */
-    public SenderBuilder reportAcknowledged() {
-      this.reportAcknowledged = true;
-      return this;
-    }
-
-    /**
-     * Be told when a client wants no more of a response stream, in a context that this sender sends to; once for each token
-     * that it sends by. Runs where answers are read: it must not wait.
-     *
-     * @param onStreamCancelled what to do then
-     * @return this
-     */
-    public SenderBuilder onStreamCancelled(Consumer<StreamCancellation> onStreamCancelled) {
-      this.onStreamCancelled = Objects.requireNonNull(onStreamCancelled, "onStreamCancelled");
-      return this;
-    }
-
-    /**
-     * The sender. Nothing is opened yet.
-     *
-     * @return the sender, to be closed, or its client
-     */
-    public Sender build() {
-      return link.enter(
-          new Sender(link, limits, timeout, reportAcknowledged, onStreamCancelled));
     }
   }
 }

@@ -25,17 +25,16 @@ final class Texts {
 
   /** Throws BAD_REQUEST for a lone surrogate, which Java would silently turn into a question mark. */
   static String wellFormed(String text, String field) {
-    int length = text.length();
-    for (int at = 0; at < length; at++) {
+    boolean inPair = false;
+    for (int at = 0; at < text.length(); at++) {
       char unit = text.charAt(at);
-      if (Character.isSurrogate(unit)) {
-        if (!Character.isHighSurrogate(unit)
-            || at + 1 == length
-            || !Character.isLowSurrogate(text.charAt(at + 1))) {
-          throw SidecarExceptions.badRequest(field, "a text is UTF-8");
-        }
-        at++;
+      if (inPair != Character.isLowSurrogate(unit)) {
+        throw SidecarExceptions.badRequest(field, "a text is UTF-8");
       }
+      inPair = Character.isHighSurrogate(unit);
+    }
+    if (inPair) {
+      throw SidecarExceptions.badRequest(field, "a text is UTF-8");
     }
     return text;
   }

@@ -7,8 +7,9 @@ import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 
 /**
- * How long a context token lives in all, by its own claims (RFC 7519 §4.1). From one clock, the sidecar's: how far it is from
- * this one does not matter. Nothing is verified here, and nothing depends on it but when a refresh is asked for.
+ * How long a context token lives in all, by its own claims (RFC 7519 §4.1). From one clock, the sidecar's: how far it
+ * is from this one does not matter. Nothing is verified here, and nothing depends on it but when a refresh is asked
+ * for.
  */
 final class TokenLife {
   /** For a token that does not say: it is not refreshed. */

@@ -34,6 +34,7 @@ import sidecar.api.v1.DeliverResponse;
 import sidecar.api.v1.DeliveryState;
 import sidecar.api.v1.StreamState;
 
+/** The agent, against a scripted sidecar. */
 @Timeout(30)
 class AgentTest {
   private final BlockingQueue<String> seen = new LinkedBlockingQueue<>();

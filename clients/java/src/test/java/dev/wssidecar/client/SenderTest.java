@@ -31,6 +31,7 @@ import sidecar.api.v1.DeliverRequest.LaneMessage;
 import sidecar.api.v1.DeliverResponse;
 import sidecar.api.v1.DeliveryState;
 
+/** The sender, against a scripted sidecar. */
 @Timeout(30)
 class SenderTest {
   private static final Recipient ALICE = Recipient.of("key-a", "token-a").expecting("alice");

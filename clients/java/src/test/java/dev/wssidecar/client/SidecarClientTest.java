@@ -31,6 +31,7 @@ import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
 
+/** The unary calls, against a scripted sidecar. */
 @Timeout(30)
 class SidecarClientTest {
   private static final Recipient ALICE = Recipient.of("key-a", "token-a").expecting("alice");
@@ -246,9 +247,9 @@ class SidecarClientTest {
             "b7ad6b7169203331",
             TraceFlags.getSampled(),
             TraceState.getDefault());
-    try (Scope scope = Span.wrap(span).makeCurrent()) {
-      client.sendToUser(ALICE, Message.text("x"));
-    }
+    Scope scope = Span.wrap(span).makeCurrent();
+    client.sendToUser(ALICE, Message.text("x"));
+    scope.close();
     client.sendToUser(ALICE, Message.text("y"));
     assertEquals(
         "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",

@@ -21,6 +21,7 @@ import java.util.OptionalLong;
 import org.junit.jupiter.api.Test;
 import sidecar.api.v1.ErrorReason;
 
+/** What is decided without a sidecar. */
 class ValuesTest {
   @Test
   void theVersionIsThePoms() throws IOException {

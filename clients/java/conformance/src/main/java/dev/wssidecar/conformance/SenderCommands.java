@@ -9,7 +9,7 @@ import dev.wssidecar.client.Receipt;
 import dev.wssidecar.client.Recipient;
 import dev.wssidecar.client.SendOptions;
 import dev.wssidecar.client.Sender;
-import dev.wssidecar.client.SidecarClient;
+import dev.wssidecar.client.SenderBuilder;
 import dev.wssidecar.client.errors.SidecarException;
 import java.util.ArrayList;
 import java.util.List;
@@ -40,7 +40,7 @@ final class SenderCommands {
   }
 
   private CompletableFuture<JsonObject> open(JsonObject with) {
-    SidecarClient.SenderBuilder builder = service.of(with).senderBuilder();
+    SenderBuilder builder = service.of(with).senderBuilder();
     if (with.has("report_acknowledged") && with.get("report_acknowledged").getAsBoolean()) {
       builder.reportAcknowledged();
     }
