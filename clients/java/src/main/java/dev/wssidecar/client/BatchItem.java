@@ -9,7 +9,6 @@ import java.util.Objects;
  * @param message what is said
  */
 public record BatchItem(Recipient recipient, Message message) {
-  /** Takes what is given. */
   public BatchItem {
     Objects.requireNonNull(recipient, "recipient");
     Objects.requireNonNull(message, "message");

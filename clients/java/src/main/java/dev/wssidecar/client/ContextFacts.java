@@ -13,8 +13,6 @@ import java.util.List;
  */
 public record ContextFacts(
     String isolationKey, UserContext context, List<String> scopes, Instant expireTime) {
-
-  /** Takes what is given; the list is copied. */
   public ContextFacts {
     scopes = List.copyOf(scopes);
   }

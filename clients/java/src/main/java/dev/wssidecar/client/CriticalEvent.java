@@ -10,7 +10,6 @@ import java.util.Objects;
  * @param messageId the idempotency key; empty: made up
  */
 public record CriticalEvent(String eventType, String json, String messageId) {
-  /** Takes what is given. */
   public CriticalEvent {
     Objects.requireNonNull(eventType, "eventType");
     Objects.requireNonNull(json, "json");

@@ -14,7 +14,6 @@ public record ReplyOptions(String eventType, String streamId, Duration chunkTime
   /** No event type, an id that is made up, 30 s a chunk. */
   public static final ReplyOptions DEFAULTS = new ReplyOptions("", "", Duration.ofSeconds(30));
 
-  /** Takes what is given. */
   public ReplyOptions {
     Objects.requireNonNull(eventType, "eventType");
     Objects.requireNonNull(streamId, "streamId");

@@ -13,7 +13,6 @@ public record SendOptions(Duration timeout, Duration waitForAck) {
   /** The client's deadline, and no wait for an acknowledgement. */
   public static final SendOptions NONE = new SendOptions(null, null);
 
-  /** Takes what is given. */
   public SendOptions {
     if (timeout != null && (timeout.isNegative() || timeout.isZero())) {
       throw new IllegalArgumentException("timeout is more than 0");

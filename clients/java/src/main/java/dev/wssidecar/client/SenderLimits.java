@@ -20,7 +20,6 @@ public record SenderLimits(
   public static final SenderLimits DEFAULTS =
       new SenderLimits(4_096, MAX_LANES, MAX_FRAME_ITEMS, MIB, 4 * MIB - 65_536);
 
-  /** Takes what is possible. */
   public SenderLimits {
     check("maxInFlight", maxInFlight, 1_000_000);
     check("maxLanes", maxLanes, MAX_LANES);

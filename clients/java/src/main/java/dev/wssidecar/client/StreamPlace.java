@@ -10,7 +10,6 @@ import java.util.Objects;
  * @param state whether it is the last
  */
 public record StreamPlace(String streamId, long index, StreamState state) {
-  /** Takes what is given. */
   public StreamPlace {
     Objects.requireNonNull(streamId, "streamId");
     Objects.requireNonNull(state, "state");

@@ -9,7 +9,6 @@ import java.util.Objects;
  * @param tenantId of that tenant; empty is every tenant that the service may have
  */
 public record Subscription(String event, String tenantId) {
-  /** Takes what is given. */
   public Subscription {
     Objects.requireNonNull(event, "event");
     Objects.requireNonNull(tenantId, "tenantId");

@@ -25,8 +25,6 @@ public record UserContext(
     Instant createdTime,
     List<String> permissions,
     Map<String, String> metadata) {
-
-  /** Takes what is given; lists are copied. */
   public UserContext {
     permissions = List.copyOf(permissions);
     metadata = Map.copyOf(metadata);

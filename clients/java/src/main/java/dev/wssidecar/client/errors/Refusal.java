@@ -24,8 +24,6 @@ public record Refusal(
     String incidentId,
     List<Violation> violations)
     implements Serializable {
-
-  /** Takes what is given; the violations are copied. */
   public Refusal {
     Objects.requireNonNull(code, "code");
     Objects.requireNonNull(reason, "reason");
