@@ -6,6 +6,7 @@ import java.util.List;
 import java.util.Set;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.Executor;
+import java.util.concurrent.RejectedExecutionException;
 
 /**
  * One handler at work: the thread that it runs in, the streams that it has open, whether it is still wanted. It interrupts
@@ -64,7 +65,11 @@ final class Answering {
       interruptHandler();
     }
     // What a handler hangs on it may wait: not in the thread that reads the agent's events.
-    executor.execute(() -> cancelledFuture.complete(null));
+    try {
+      executor.execute(() -> cancelledFuture.complete(null));
+    } catch (RejectedExecutionException shutDown) {
+      cancelledFuture.complete(null);
+    }
   }
 
   /** The client wants no more, and the thread that is told so is the one that asks: it throws instead. */

@@ -11,6 +11,7 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.Executor;
+import java.util.concurrent.RejectedExecutionException;
 import java.util.concurrent.locks.Condition;
 import java.util.concurrent.locks.ReentrantLock;
 
@@ -120,7 +121,12 @@ final class Dispatcher {
   /** Begin one; its context has none running. */
   private void start(Handling handling) {
     handling.acknowledge();
-    executor.execute(() -> run(handling));
+    try {
+      executor.execute(() -> run(handling));
+    } catch (RejectedExecutionException shutDown) {
+      LOG.log(Level.ERROR, "the agent's executor takes no more handlers");
+      done(handling);
+    }
   }
 
   private void run(Handling handling) {

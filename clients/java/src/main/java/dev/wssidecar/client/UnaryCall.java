@@ -34,4 +34,10 @@ record UnaryCall<Q, A, T>(
     return new UnaryCall<>(
         method, request, metadata, read, repeatable, wait == null ? Duration.ZERO : wait);
   }
+
+  /** Says nothing of the request and its metadata: there are tokens in both. */
+  @Override
+  public String toString() {
+    return "UnaryCall[" + method.getFullMethodName() + "]";
+  }
 }
