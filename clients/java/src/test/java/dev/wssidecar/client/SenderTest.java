@@ -65,6 +65,8 @@ class SenderTest {
     assertEquals(List.of("2", "3"), peer.take(2));
     assertEquals(List.of("key-a token-a alice", "key-b token-b "), peer.opened);
     peer.accept(1, 0, 7);
+    peer.accept(0, 9, 99); // no such message
+    peer.accept(7, 0, 99); // no such lane
     peer.accept(0, 0, 1);
     peer.accept(0, 1, 2);
     assertEquals(7, second.get().sequence());
