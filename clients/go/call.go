@@ -50,6 +50,18 @@ func run[Request, Response any](
 		if !again || !sleep(ctx, c.closed, wait) {
 			return nil, failed
 		}
+		if failed.Reason == "" {
+			c.reconnect()
+		}
+	}
+}
+
+// reconnect has a lost connection tried again now, not after gRPC's own back-off: a call has only so many tries, and would
+// spend them all on it. Not more often than that back-off begins with.
+func (c *Client) reconnect() {
+	last, now := c.reconnected.Load(), time.Now().UnixNano()
+	if now-last >= int64(reconnectBase) && c.reconnected.CompareAndSwap(last, now) {
+		c.conn.ResetConnectBackoff()
 	}
 }
 

@@ -374,6 +374,21 @@ func TestWaitUntilReadyFindsASidecarThatComesLater(t *testing.T) {
 	equal(t, soon(t, ready), nil)
 }
 
+func TestASidecarThatIsBackIsFoundWithinTheTriesOfACall(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "s")
+	var a acts
+	s := a.play(takes)
+	s.target = "unix:" + path
+	client := dial(t, s)
+	for range 20 { // gRPC's own back-off grows meanwhile
+		_, err := sendOne(t, client, Timeout(time.Second))
+		equal(t, errors.Is(err, ErrTransport), true)
+	}
+	serveOn(t, s, must[net.Listener](t)(net.Listen("unix", path)))
+	must[Receipt](t)(sendOne(t, client))
+}
+
 func TestTLSTrustsTheGivenAuthorityAlone(t *testing.T) {
 	t.Parallel()
 	ca, cert, key := selfSigned(t)

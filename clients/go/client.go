@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -19,6 +20,9 @@ import (
 
 	apiv1 "ws-sidecar.dev/client/api/v1"
 )
+
+// reconnectBase is the least time between two tries to connect.
+const reconnectBase = 100 * time.Millisecond
 
 // Client sends to users through a sidecar. Make one and keep it; it connects when it is first used.
 //
@@ -35,6 +39,8 @@ type Client struct {
 	contexts apiv1.ContextServiceClient
 	agents   apiv1.AgentServiceClient
 	health   grpc_health_v1.HealthClient
+
+	reconnected atomic.Int64 // when a lost connection was last tried again by a call, in Unix nanoseconds
 
 	closed    chan struct{}
 	closeOnce sync.Once
@@ -91,7 +97,7 @@ func dialOptions(s *settings) []grpc.DialOption {
 		// The sidecar is next door: it is back as soon as it has started.
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff: backoff.Config{
-				BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second,
+				BaseDelay: reconnectBase, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second,
 			},
 			MinConnectTimeout: 5 * time.Second,
 		}),
