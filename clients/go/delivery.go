@@ -2,6 +2,7 @@ package sidecar
 
 import (
 	"context"
+	"log/slog"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -84,6 +85,15 @@ type BatchItem struct {
 	Message        Message
 	ExpectedUserID string
 }
+
+// String tells where it goes, and no token.
+func (item BatchItem) String() string { return "sidecar.BatchItem(" + item.IsolationKey + ")" }
+
+// GoString is String: the token is a secret.
+func (item BatchItem) GoString() string { return item.String() }
+
+// LogValue is String: the token is a secret.
+func (item BatchItem) LogValue() slog.Value { return slog.StringValue(item.String()) }
 
 // BatchResult is what became of one item: a receipt, or an error (an [*Error]).
 type BatchResult struct {

@@ -34,6 +34,12 @@ type Pending struct {
 	done    chan struct{} // made when it is asked for
 }
 
+// String tells which message it is, and no token.
+func (p *Pending) String() string { return "sidecar.Pending(" + p.message.GetMessageId() + ")" }
+
+// GoString is String: what it goes by is a secret.
+func (p *Pending) GoString() string { return p.String() }
+
 // Done is closed when the outcome is there; Wait then returns at once.
 func (p *Pending) Done() <-chan struct{} {
 	p.core.mu.Lock()

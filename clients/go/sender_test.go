@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -367,6 +368,19 @@ func TestWhatCannotBeSentCostsNobodyAnything(t *testing.T) {
 	}
 	equal(t, sender.InFlight(), 0)
 	must[Receipt](t)(sendAll(t, sender, []string{"good"})[0].Wait(within(t)))
+}
+
+func TestNothingThatIsPrintedHasAToken(t *testing.T) {
+	t.Parallel()
+	d := &deliverer{answer: takesAll}
+	sender := dial(t, serve(t, &scripted{deliver: d.serve}), WithServiceToken("s3cret")).Sender()
+	pending := must[*Pending](t)(sender.Send(within(t), "key", "s3cret", text("x")))
+	must[Receipt](t)(pending.Wait(within(t)))
+	for _, each := range []any{pending, sender, sender.client, BatchItem{ContextToken: "s3cret"}} {
+		for _, verb := range []string{"%v", "%+v", "%#v", "%s"} {
+			equal(t, strings.Contains(fmt.Sprintf(verb, each), "s3cret"), false)
+		}
+	}
 }
 
 func BenchmarkSender(b *testing.B) {
