@@ -176,11 +176,13 @@ test("a call is given up by its signal, with the signal's reason", async () => {
   await using({ sendToUser: () => "silence" }, async (client) => {
     const giveUp = new AbortController();
     const reason = new Error("enough");
+    const began = performance.now();
     const call = rejection(client.sendToUser(TARGET, { json: 1 }, { signal: giveUp.signal }));
     setTimeout(() => {
       giveUp.abort(reason);
     }, 50);
     assert.equal(await call, reason);
+    assert.ok(performance.now() - began < 3_000);
     assert.equal(await rejection(client.sendToUser(TARGET, { json: 1 }, { signal: giveUp.signal })), reason);
   });
 });

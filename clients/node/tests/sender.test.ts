@@ -46,6 +46,8 @@ test("what one turn sends is one frame, in order, by the lane of its token", asy
     assert.deepEqual(stream.opened.length, 2);
     assert.ok(stream.came.slice(0, 50).every((came) => came.lane === lane));
     assert.ok(stream.came.slice(50).every((came) => came.lane !== lane));
+    await sendAll(sender, ALICE, 60, 100);
+    assert.deepEqual(stream.frames, [60, 40]);
   });
 });
 
