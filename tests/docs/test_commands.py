@@ -13,8 +13,8 @@ import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
-from urllib.request import Request, urlopen
+from typing import Any, Final
+from urllib.request import urlopen
 
 import grpc
 import pytest
@@ -23,6 +23,7 @@ from websockets.asyncio.client import connect
 from sidecar.api.v1 import delivery_service_pb2, delivery_service_pb2_grpc, types_pb2
 from tests.docs.pages import PAGES, ROOT, Block, blocks, make_targets
 from tests.docs.stage import Stage, stage
+from tests.support.development_mode import DevelopmentMode, development_mode
 from tests.support.running import RunningSidecar, User
 
 README: Final = ROOT / "README.md"
@@ -105,42 +106,12 @@ def dry_run(command: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-class DevelopmentMode(NamedTuple):
-    """What `make run` printed, by its names."""
-
-    addresses: dict[str, str]
-
-    def post(self, path: str, members: dict[str, str]) -> dict[str, str]:
-        """Ask as the page does."""
-        origin = self.addresses["open"].rstrip("/")
-        headers = {"Content-Type": "application/json", "Origin": origin}
-        with urlopen(Request(origin + path, json.dumps(members).encode(), headers), timeout=10) as answer:
-            answered = json.load(answer)
-        assert isinstance(answered, dict)
-        return answered
-
-
 @pytest.fixture(scope="module")
 def development() -> Iterator[DevelopmentMode]:
     """What the last line of `make run` starts, on free ports."""
     command = dry_run("make run")[-1].replace(".venv/bin/", f"{Path(sys.executable).parent}/").split()
-    free = {f"SIDECAR_{name}__LISTEN": "127.0.0.1:0" for name in ("WEBSOCKET", "GRPC", "OPS")}
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | free, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    assert process.stdout is not None
-    addresses = {}
-    try:
-        for line in process.stdout:
-            name, _, address = line.strip().rpartition(" ")
-            addresses[name] = address
-            if name == "service token":
-                break
-        yield DevelopmentMode(addresses)
-    finally:
-        process.terminate()
-        assert process.wait(30) == 0
-        process.stdout.close()
+    with development_mode(command) as running:
+        yield running
 
 
 def test_make_run_prints_the_page_to_open(development: DevelopmentMode) -> None:
