@@ -37,6 +37,7 @@ class JsonSession:
         self._socket = socket
         self._ports = ports
         self._renewal: asyncio.Task[None] | None = None
+        self._failure: Exception | None = None
 
     async def run(self) -> None:
         """Serve until the connection ends."""
@@ -44,7 +45,7 @@ class JsonSession:
         greeting = Greeting(self._connection, self._socket, self._ports)
         try:
             await greeting.run()
-            self._connection.on_text = self._take
+            self._connection.on_text = self._take_at_once
             while True:
                 self._connection.unread -= 1  # what came last, hello at first
                 await self._read()
@@ -53,6 +54,14 @@ class JsonSession:
             await self._end_renewal()
 
     # Frames
+
+    def _take_at_once(self, data: bytes) -> bool:
+        """`_take`, but what is unforeseen is raised by this task, for who runs it: the transport would log its text."""
+        try:
+            return self._take(data)
+        except Exception as error:  # noqa: BLE001 - raised again
+            self._failure = error
+            return False
 
     def _take(self, data: bytes) -> bool:
         """Take an `ack` or a `message` in the step in which it is read: waking this task costs more than what is done.
@@ -88,6 +97,8 @@ class JsonSession:
     async def _read(self) -> None:
         """Take one frame. What comes after this side began to close is read and does not count."""
         text = await self._connection.recv()
+        if self._failure is not None:
+            raise self._failure
         manager = self._socket.manager
         if self._socket.gone or manager is None:
             return

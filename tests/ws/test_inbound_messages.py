@@ -7,6 +7,8 @@ import json
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
+from websockets.frames import Close as Frame
 
 from sidecar.core.deliveries import Delivery
 from sidecar.core.message import ContentType, StreamPlace, StreamState
@@ -24,10 +26,16 @@ class Agent:
         self._edge = edge
         values: dict[str, Any] = {"tenants": None, "credits_left": 1_000_000, "ack_timeout_s": 60.0} | options
         self._woken = asyncio.Event()
+        self.broken = False
         self.worker = AgentWorker(
-            "w", "support", subscriptions or (Subscription(None, None),), wake=self._woken.set, **values
+            "w", "support", subscriptions or (Subscription(None, None),), wake=self._wake, **values
         )
         edge.factory.agents.register(self.worker)
+
+    def _wake(self) -> None:
+        if self.broken:
+            raise RuntimeError("text that nobody is to see")
+        self._woken.set()
 
     async def take(self, count: int) -> list[Delivery]:
         """The next so many events."""
@@ -133,6 +141,20 @@ async def test_a_message_behind_a_refresh_waits_for_it(edge: Harness) -> None:
     await edge.trail.until(lambda: edge.trail.waiting)
     edge.trail.release()
     assert [(await client.receive())["type"] for _ in range(2)] == ["refreshed", "accepted"]
+
+
+async def test_a_bug_costs_its_socket_and_is_logged_without_its_text(edge: Harness) -> None:
+    """Also where the message is taken as it is read, in the transport's own call."""
+    agent = Agent(edge)
+    client, other = await edge.welcomed(), await edge.welcomed("bob")
+    agent.broken = True
+    with capture_logs() as logs:
+        await client.send(type="message", id="m-1", data=1)
+        assert await client.closed() == Frame(1001, "going_away")
+    assert [(log["event"], log["error"]) for log in logs] == [("session failed", "RuntimeError")]
+    agent.broken = False
+    assert await other.ask(type="message", id="m-1", data=1) == {"type": "accepted", "id": "m-1"}
+    assert len(edge.factory) == 2
 
 
 async def test_ids_are_idempotent_across_resumes(edge: Harness) -> None:
