@@ -66,8 +66,9 @@ docs: $(VENV)/.dev ## generate docs/configuration.md and docs/api.md
 	$(BIN)/python scripts/generate_configuration_doc.py
 	$(BIN)/python scripts/generate_api_doc.py
 
-proto: $(VENV)/.dev ## generate sidecar/api from proto/
+proto: $(VENV)/.dev ## generate sidecar/api and the clients' stubs from proto/
 	$(BIN)/python scripts/generate_proto.py
+	$(BIN)/python scripts/clients.py generate
 
 proto-check: $(VENV)/.dev ## fail if sidecar/api is not what proto/ generates
 	$(BIN)/python scripts/generate_proto.py --check

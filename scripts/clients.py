@@ -33,7 +33,31 @@ class Client:
         return next((tool for tool in self.tools if shutil.which(tool) is None), "")
 
 
-CLIENTS: Final[dict[str, Client]] = {}
+_NODE: Final = ("node", "npm")
+CLIENTS: Final = {
+    "go": Client(
+        tools=("go",),
+        build=(("go", "build", "-o", "build/bin/conformance", "./conformance"),),
+        check=(("sh", "check.sh"), ("sh", "generate.sh", "--check")),
+        generate=(("sh", "generate.sh"),),
+    ),
+    "node": Client(
+        tools=_NODE,
+        build=(NPM_CI, ("npm", "run", "--silent", "build")),
+        check=(NPM_CI, ("npm", "run", "--silent", "lint"), ("npm", "run", "--silent", "generate:check")),
+        generate=(NPM_CI, ("npm", "run", "--silent", "generate")),
+    ),
+    "java": Client(
+        tools=("java", "javac", "mvn"),
+        build=(("mvn", "--quiet", "--batch-mode", "--file", "reactor.xml", "package", "-DskipTests"),),
+        check=(("mvn", "--quiet", "--batch-mode", "-P", "lint", "verify", "-DskipTests"),),
+    ),
+    "web": Client(
+        tools=_NODE,
+        build=(NPM_CI, ("node", "scripts/build.mjs", "--test")),
+        check=(NPM_CI, ("node", "scripts/build.mjs", "--test"), ("npm", "run", "--silent", "lint")),
+    ),
+}
 COMMANDS: Final = ("build", "check", "generate")
 
 

@@ -294,9 +294,11 @@ def test_nothing_is_left_to_do() -> None:
 
 
 def is_text(path: Path) -> bool:
-    """Whether people write it: no lock file, no icon, nothing of Python's own."""
+    """Whether people write it: no lock file, no icon, nothing that a tool has built."""
     written = {".py", ".pyi", ".md", ".proto", ".toml", ".html", ".css", ".js", ".json", ".in", ".sh", ""}
-    return path.suffix in written and "__pycache__" not in path.parts and "node_modules" not in path.parts
+    written |= {".go", ".java", ".mjs", ".mod", ".ts", ".xml", ".yaml"}
+    built = {"__pycache__", "build", "dist", "node_modules", "target"}
+    return path.suffix in written and not built & set(path.relative_to(ROOT).parts)
 
 
 def test_what_coverage_leaves_out_of_the_core_says_why() -> None:

@@ -45,7 +45,29 @@ class Language:
         return Runner(self.command, self.folder, errors)
 
 
-PYTHON: Final = Language(
-    "Python", (SERVICE, USER), (), (sys.executable, "-m", "conformance"), ROOT / "clients" / "python"
+_CLIENTS: Final = ROOT / "clients"
+PYTHON: Final = Language("Python", (SERVICE, USER), (), (sys.executable, "-m", "conformance"), _CLIENTS / "python")
+GO: Final = Language("Go", (SERVICE,), ("go",), (str(_CLIENTS / "go/build/bin/conformance"),), _CLIENTS / "go", "go")
+NODE: Final = Language(
+    "Node", (SERVICE,), ("node", "npm"), ("node", "build/conformance/main.js"), _CLIENTS / "node", "node"
 )
-LANGUAGES: Final = (PYTHON,)
+JAVA: Final = Language(
+    "Java",
+    (SERVICE,),
+    ("java", "javac", "mvn"),
+    ("java", "-XX:+UseSerialGC", "-jar", "conformance/target/conformance.jar"),
+    _CLIENTS / "java",
+    "java",
+)
+WEB: Final = Language(
+    "Web in Node", (USER,), ("node", "npm"), ("node", "build/conformance/runner.mjs"), _CLIENTS / "web", "web"
+)
+BROWSER: Final = Language(
+    "Web in a browser",
+    (USER,),
+    ("node", "npm", "chromium"),
+    (sys.executable, "-m", "clients.conformance.in_browser"),
+    ROOT,
+    "web",
+)
+LANGUAGES: Final = (PYTHON, GO, NODE, JAVA, WEB, BROWSER)

@@ -23,7 +23,7 @@ CLIENTS = [
     if SERVICE in language.sides
     for figure in ("", "-share")
 ]
-TOLD = {"crowd-spread", "sqlite-silent", "resume-sqlite", "token-streams-held"} | set(CLIENTS)
+TOLD = {"crowd-spread", "sqlite-silent", "resume-sqlite", "token-streams-held"} | (set(CLIENTS) - TARGETS.keys())
 RESULTS = {
     "start": ["start", "idle-rss"],
     "crowd": ["crowd-active", "crowd-spread", "crowd-memory"],

@@ -13,10 +13,12 @@ except ImportError:
     inject = None  # type: ignore[assignment]
 
 NOTHING: Final[Metadata] = ()
+TOLD: Final = ("traceparent", "tracestate")
+"""No baggage: what a program tells its own parts is not for the sidecar."""
 
 
 def trace_context() -> Metadata:
-    """What OpenTelemetry's propagator says of the current span, as metadata: `traceparent`, and what goes with it.
+    """What OpenTelemetry's propagator says of the current span, as metadata: `traceparent` and `tracestate`.
 
     For unary calls alone: a stream is many users' and outlives each one's trace.
     """
@@ -24,4 +26,4 @@ def trace_context() -> Metadata:
         return NOTHING
     carrier: dict[str, str] = {}
     inject(carrier)
-    return tuple((name.lower(), value) for name, value in carrier.items() if value.isascii() and value.isprintable())
+    return tuple((name, carrier[name]) for name in TOLD if name in carrier)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 from opentelemetry import trace
+from opentelemetry.baggage import set_baggage
+from opentelemetry.context import attach, detach
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from sidecar_client.tracing import trace_context
@@ -26,6 +28,16 @@ def test_the_span_of_now_is_said() -> None:
     span = NonRecordingSpan(SpanContext(TRACE, SPAN, is_remote=False, trace_flags=TraceFlags(1)))
     with trace.use_span(span):
         assert trace_context() == (("traceparent", PARENT),)
+
+
+def test_baggage_stays_at_home() -> None:
+    span = NonRecordingSpan(SpanContext(TRACE, SPAN, is_remote=False, trace_flags=TraceFlags(1)))
+    token = attach(set_baggage("customer", "alice"))
+    try:
+        with trace.use_span(span):
+            assert trace_context() == (("traceparent", PARENT),)
+    finally:
+        detach(token)
 
 
 async def test_a_call_carries_it_beside_its_token() -> None:
