@@ -76,8 +76,7 @@ async def one_store(store: str, seconds: float, random: Random) -> Outcome:
                 faults = [f"it did not end as it should: {told(error)}"]
             finally:
                 await storm.close()
-            settled = not faults
-            faults += [*company.verdict(settled=settled), *storm.verdict(settled=settled)]
+            faults += [*company.verdict(settled=not faults), *storm.verdict()]
             for device in company.devices:
                 storm.seen.update({name: device.seen[name] for name in ("full", "gap", "denied", "draining")})
             for talker in storm.talkers:

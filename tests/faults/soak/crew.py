@@ -68,5 +68,5 @@ class Crew:
 def handling(line: dict[str, Any]) -> Handling:
     return Handling(
         line["at"], line["worker"], (line["tenant"], line["user"]), line["context"], line["id"], line["said"],
-        line["redelivered"],
+        line["redelivered"], line["life"],
     )  # fmt: skip

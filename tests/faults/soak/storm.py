@@ -18,7 +18,7 @@ from tests.faults.devices import Receiver
 from tests.faults.history import Attempt
 from tests.faults.senders import Sender
 from tests.faults.soak.crew import Crew
-from tests.faults.soak.talk import breaches
+from tests.faults.soak.talk import Talk, breaches, owed
 from tests.faults.soak.talker import Talker
 from tests.support.fault_proxy import Admission, FaultProxy
 
@@ -57,6 +57,7 @@ class Storm:
         self._random = random
         self._devices: list[Receiver] = []
         self.talkers: list[Talker] = []
+        self._owed: list[str] = []
         sidecar = company.sidecar
         self.crew = Crew(sidecar.folder / "journal.jsonl", company.grpc.target, sidecar.running.service_token, random)
 
@@ -85,6 +86,8 @@ class Storm:
         with suppress(TimeoutError):
             async with asyncio.timeout(ANSWERED_S):
                 await asyncio.gather(*(talker.fall_silent() for talker in self.talkers))
+        # Now: an answer that nobody is owed may begin at any time, and is not waited for.
+        self._owed = owed(self._talks, self.crew.handlings())
 
     async def part(self) -> None:
         """Those who talk go, and the agents with them."""
@@ -96,15 +99,17 @@ class Storm:
         await asyncio.gather(*(talker.stop() for talker in self.talkers))
         await self.crew.dismiss()
 
-    def verdict(self, *, settled: bool) -> list[str]:
+    @property
+    def _talks(self) -> list[Talk]:
+        return [talk for talker in self.talkers for talk in talker.talks]
+
+    def verdict(self) -> list[str]:
         """Every breach of what holds between users and agents, in a line each."""
-        talks = [talk for talker in self.talkers for talk in talker.talks]
-        return breaches(talks, self.crew.handlings(), self.crew.answers(), settled=settled)
+        return [*breaches(self._talks, self.crew.handlings(), self.crew.answers()), *self._owed]
 
     def talked(self) -> Counter[str]:
         """What was said and what became of it, for the table."""
-        talks = [talk for talker in self.talkers for talk in talker.talks]
-        accepted = [one for talk in talks for one in talk.accepted]
+        accepted = [one for talk in self._talks for one in talk.accepted]
         handlings = self.crew.handlings()
         return Counter(
             said=len(accepted),
@@ -228,12 +233,15 @@ class Storm:
 
     async def _doom_agents(self) -> None:
         """The end of one worker, with whatever it has in hand; after a while there is another. Once at least."""
-        while not self.over.is_set() or not self.seen["kill -9 of an agent"]:
-            await self.pause(1.0, 4.0)
+        await self.pause(1.0, 3.0)
+        while True:
             self.seen["kill -9 of an agent"] += 1
             await self.crew.kill_one()
             await self.pause(0.0, 1.0)
             await self.crew.hire()
+            await self.pause(3.0, 9.0)
+            if self.over.is_set():
+                return
 
     async def _drain(self) -> None:
         code = await self.company.terminate()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 OVER = ("end", "error")
@@ -27,6 +28,8 @@ class Handling(NamedTuple):
     id: str
     said: dict[str, Any]
     redelivered: bool
+    life: int
+    """Of that worker, of which each attaches anew."""
 
 
 class Chunk(NamedTuple):
@@ -46,6 +49,10 @@ class Said:
     accepted: bool = False
     cancelled: bool = False
     chunks: list[Chunk] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        when = "before" if self.document["mine"] else "after"
+        return f"{self.id}, acknowledged {when} it is answered, {len(self.chunks)} of {self.document['chunks']} chunks"
 
     @property
     def over(self) -> bool:
@@ -94,10 +101,8 @@ def breaches(
     talks: Sequence[Talk],
     handlings: Iterable[Handling],
     answers: Iterable[tuple[str, str, str]],
-    *,
-    settled: bool = True,
 ) -> list[str]:
-    """Every one, in a line. Not `settled`: what has not come yet may be under way."""
+    """Every one, in a line, but for what is owed: that may be under way."""
     by_context: defaultdict[str, list[Handling]] = defaultdict(list)
     for handling in handlings:
         by_context[handling.context].append(handling)
@@ -109,17 +114,21 @@ def breaches(
     for talk in talks:
         handed = by_context[talk.connection_id]
         found += [*handed_over(talk, handed), *talk.strays, *answered(talk)]
-        if settled and not talk.ended:
-            found += owed(talk, {one.id for one in handed})
     return found
 
 
-def owed(talk: Talk, handled: set[str]) -> Iterator[str]:
-    """What must have come about in a context that lives."""
-    lost = [one.id for one in talk.accepted if one.id not in handled]
+def owed(talks: Sequence[Talk], handlings: Iterable[Handling]) -> list[str]:
+    """What has not come about in a context that lives, in a line each. Nobody says anything any more."""
+    handled = {(one.context, one.id) for one in handlings}
+    return [line for talk in talks if not talk.ended for line in owed_to(talk, handled)]
+
+
+def owed_to(talk: Talk, handled: set[tuple[str, str]]) -> Iterator[str]:
+    """The same of one."""
+    lost = [one.id for one in talk.accepted if (talk.connection_id, one.id) not in handled]
     if lost:
         yield f"{talk}: accepted and never handled: {lost}"
-    unfinished = [one.id for one in talk.unfinished()]
+    unfinished = [str(one) for one in talk.unfinished()]
     if unfinished and not talk.missed:
         yield f"{talk}: the answers to {unfinished} neither ended nor failed"
 
@@ -138,9 +147,23 @@ def handed_over(talk: Talk, handlings: list[Handling]) -> Iterator[str]:
     yield from (
         f"{talk}: {name} was handed over {times} times without a mark" for name, times in unmarked.items() if times > 1
     )
+    yield from begun_anew(talk, handlings)
     order = [one.id for one in talk.accepted if one.id in first]
     if order != sorted(order, key=first.__getitem__):
         yield f"{talk}: accepted in the order {order}, handled in {sorted(order, key=first.__getitem__)}"
+
+
+def begun_anew(talk: Talk, handlings: list[Handling]) -> Iterator[str]:
+    """What is sent again begins with the oldest that nobody acknowledged, and goes on in order: never further back."""
+    place = {name: number for number, name in enumerate(talk.said)}
+    runs: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
+    for one in handlings:
+        if one.id in place:
+            runs[one.worker, one.life].append(place[one.id])
+    for (worker, _), run in runs.items():
+        beginnings = [run[0], *(after for before, after in pairwise(run) if after <= before)]
+        if beginnings != sorted(beginnings):
+            yield f"{talk}: {worker} was handed over {run}, out of order"
 
 
 def is_its(chunk: Chunk, one: Said) -> bool:

@@ -12,9 +12,9 @@ import os
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Any
+from itertools import count
+from typing import Any, Self
 
 import grpc
 from google.protobuf import duration_pb2
@@ -60,14 +60,31 @@ class Journal:
         os.write(self._file, json.dumps(line).encode() + b"\n")
 
 
-class Worker:
-    """Attached once; what waits to be answered is answered context by context."""
+class Frames:
+    """What is written to the stream, as it comes. No generator: a call that ends while it waits could not close it."""
 
-    def __init__(self, channel: grpc.aio.Channel, journal: Journal) -> None:
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[pb.AttachRequest] = asyncio.Queue()
+
+    def write(self, **frame: Any) -> None:
+        self._queue.put_nowait(pb.AttachRequest(**frame))
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> pb.AttachRequest:
+        return await self._queue.get()
+
+
+class Worker:
+    """Attached once, for the `life`th time; what waits to be answered is answered context by context."""
+
+    def __init__(self, channel: grpc.aio.Channel, journal: Journal, life: int) -> None:
         self._delivery = delivery_service_pb2_grpc.DeliveryServiceStub(channel)
         self._agents = agent_service_pb2_grpc.AgentServiceStub(channel)
         self._journal = journal
-        self._out: asyncio.Queue[pb.AttachRequest] = asyncio.Queue()
+        self._life = life
+        self._out = Frames()
         self._waiting: defaultdict[str, deque[pb.AttachResponse.Event]] = defaultdict(deque)
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -79,17 +96,13 @@ class Worker:
             credits=CREDITS,
             ack_timeout=duration_pb2.Duration(seconds=ACK_TIMEOUT_S),
         )
-        self._out.put_nowait(pb.AttachRequest(register=register))
+        self._out.write(register=register)
         try:
-            async for response in self._agents.Attach(self._frames(), metadata=metadata, wait_for_ready=True):
+            async for response in self._agents.Attach(self._out, metadata=metadata, wait_for_ready=True):
                 self._take(response)
         finally:
             for task in self._tasks.values():
                 task.cancel()
-
-    async def _frames(self) -> AsyncIterator[pb.AttachRequest]:
-        while True:
-            yield await self._out.get()
 
     def _take(self, response: pb.AttachResponse) -> None:
         event = response.event
@@ -99,7 +112,7 @@ class Worker:
             self._acknowledge(event)
             return
         said = json.loads(event.message.payload)
-        self._journal.write(event, said=said, redelivered=event.redelivered)
+        self._journal.write(event, said=said, redelivered=event.redelivered, life=self._life)
         if said["mine"]:
             self._acknowledge(event)
         key = event.isolation_key
@@ -108,9 +121,8 @@ class Worker:
             self._tasks[key] = asyncio.create_task(self._answer_all(key))
 
     def _acknowledge(self, event: pb.AttachResponse.Event) -> None:
-        acknowledge = pb.AttachRequest.Acknowledge(delivery_ids=[event.delivery_id])
-        self._out.put_nowait(pb.AttachRequest(acknowledge=acknowledge))
-        self._out.put_nowait(pb.AttachRequest(credit=pb.AttachRequest.Credit(credits=1)))
+        self._out.write(acknowledge=pb.AttachRequest.Acknowledge(delivery_ids=[event.delivery_id]))
+        self._out.write(credit=pb.AttachRequest.Credit(credits=1))
 
     async def _answer_all(self, key: str) -> None:
         waiting = self._waiting[key]
@@ -161,10 +173,10 @@ async def main(name: str, path: str) -> None:
     """Attach, again and again."""
     metadata = (("x-service-token", os.environ["SIDECAR_SERVICE_TOKEN"]),)
     journal = Journal(name, path)
-    while True:
+    for life in count():
         async with grpc.aio.insecure_channel(os.environ["SIDECAR_GRPC_ENDPOINT"], options=OPTIONS) as channel:
             with suppress(grpc.aio.AioRpcError):
-                await Worker(channel, journal).attach(metadata)
+                await Worker(channel, journal, life).attach(metadata)
         await a_while()
 
 
