@@ -15,9 +15,9 @@ import pytest
 from websockets.asyncio.client import connect
 
 from tests.clients.third_party.dynamic import Dynamic, Members
-from tests.integration.demo_tabs import lacking
 from tests.support.development_mode import DevelopmentMode, development_mode
 from tests.support.running import RunningSidecar, User
+from tests.support.tools import lacking
 
 DELIVERY, CONTEXT = "sidecar.api.v1.DeliveryService", "sidecar.api.v1.ContextService"
 HEALTH = "grpc.health.v1.Health"
