@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.soak.talk import Handling, Said, Talk, breaches, owed
+from tests.faults.soak.talk import Handling, Said, Talk, breaches, lost, unanswered
 
 ALICE = ("acme", "alice")
 Answers = list[tuple[str, str, str]]
@@ -37,10 +37,10 @@ class Story:
         place = {"id": f"to-{one.id}", "index": index, "state": state}
         self.talk.came({"type": "message", "reply_to": one.id, "stream": place, "data": own | document})
 
-    def fall_silent(self, one: Said, index: int, state: str = "error") -> None:
+    def fall_silent(self, one: Said, index: int, state: str = "error", **members: Any) -> None:
         """The sidecar ends the answer."""
         place = {"id": f"to-{one.id}", "index": index, "state": state}
-        self.talk.came({"type": "message", "reply_to": one.id, "stream": place, "data": None})
+        self.talk.came({"type": "message", "stream": place, "data": None, **members})
 
     def whole(self, name: str = "m-1") -> Said:
         """Said, handled and answered."""
@@ -55,7 +55,7 @@ class Story:
         return breaches([self.talk], self.handlings, self.answers) + self.owed()
 
     def owed(self) -> list[str]:
-        return owed([self.talk], self.handlings)
+        return lost([self.talk], self.handlings) + unanswered(self.talk)
 
 
 def whole(story: Story) -> None:
@@ -88,6 +88,14 @@ def nobody_was_told(story: Story) -> None:
 
 
 def fell_silent(story: Story) -> None:
+    one = story.say()
+    story.handle(one)
+    story.chunk(one, 0)
+    story.fall_silent(one, 1, reply_to="m-1")
+
+
+def fell_silent_over_a_kill(story: Story) -> None:
+    """What it answered is not known any more."""
     one = story.say()
     story.handle(one)
     story.chunk(one, 0)
@@ -128,6 +136,7 @@ def announced(story: Story) -> None:
             first_read_late,
             nobody_was_told,
             fell_silent,
+            fell_silent_over_a_kill,
             cancelled,
             killed_before_it_answered,
         ),
@@ -153,7 +162,7 @@ def sent_again_backwards(story: Story) -> None:
         story.handle(one, redelivered=True, worker="worker-2")
 
 
-def lost(story: Story) -> None:
+def never_handled(story: Story) -> None:
     one = story.say()
     story.chunk(one, 0, "end")
 
@@ -235,6 +244,11 @@ def an_answer_to_nothing(story: Story) -> None:
     story.chunk(Said("m-9", story.whole().document), 0)
 
 
+def an_answer_to_something_else(story: Story) -> None:
+    one, two = story.whole(), story.whole("m-2")
+    story.fall_silent(one, 2, reply_to=two.id)
+
+
 def an_end_of_the_sidecars(story: Story) -> None:
     one = story.say()
     story.handle(one)
@@ -249,7 +263,7 @@ def refused_its_place(story: Story) -> None:
 @pytest.mark.parametrize(
     ("tell", "told"),
     [
-        (lost, "never handled"),
+        (never_handled, "never handled"),
         (out_of_order, "handled in ['m-2', 'm-1']"),
         (sent_again_backwards, "worker-2 was handed over [1, 0], out of order"),
         (again_without_a_mark, "2 times without a mark"),
@@ -268,6 +282,7 @@ def refused_its_place(story: Story) -> None:
         (another_users_answer, "'user': 'bob'"),
         (another_answers_chunk, "'uuid': 'u m-2'"),
         (an_answer_to_nothing, "was sent {"),
+        (an_answer_to_something_else, "was sent {"),
         (an_end_of_the_sidecars, "document=None"),
         (refused_its_place, "refused STREAM_OUT_OF_ORDER"),
     ],

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -49,6 +50,12 @@ class Crew:
         """Leave none. Idempotent."""
         while self._workers:
             await self.kill_one()
+
+    async def a_while(self) -> None:
+        """Give them a moment. There is no event to wait on in another process's file."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await asyncio.Event().wait()
 
     def check(self) -> list[str]:
         """A line for each that has ended and was not killed."""

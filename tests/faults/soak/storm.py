@@ -18,7 +18,7 @@ from tests.faults.devices import Receiver
 from tests.faults.history import Attempt
 from tests.faults.senders import Sender
 from tests.faults.soak.crew import Crew
-from tests.faults.soak.talk import Talk, breaches, owed
+from tests.faults.soak.talk import Talk, breaches, lost
 from tests.faults.soak.talker import Talker
 from tests.support.fault_proxy import Admission, FaultProxy
 
@@ -86,8 +86,10 @@ class Storm:
         with suppress(TimeoutError):
             async with asyncio.timeout(ANSWERED_S):
                 await asyncio.gather(*(talker.fall_silent() for talker in self.talkers))
-        # Now: an answer that nobody is owed may begin at any time, and is not waited for.
-        self._owed = owed(self._talks, self.crew.handlings())
+                while lost(self._talks, self.crew.handlings()):
+                    await self.crew.a_while()
+        self._owed = lost(self._talks, self.crew.handlings())
+        self._owed += [line for talker in self.talkers for line in talker.owed]
 
     async def part(self) -> None:
         """Those who talk go, and the agents with them."""

@@ -14,6 +14,8 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 OVER = ("end", "error")
+ANSWER_TO = "to-"
+"""Before a message's id, the stream_id of its answer."""
 FINE = {"whole", "STREAM_CANCELLED", "STREAM_ENDED", "MANAGER_GONE"}
 """How a worker's answer may end: all of it was taken, or a chunk was refused for that."""
 
@@ -86,9 +88,11 @@ class Talk:
 
     def came(self, frame: dict[str, Any]) -> None:
         """A message came on this context's socket."""
-        place, document = frame.get("stream"), frame["data"]
-        one = self.said.get(frame.get("reply_to", ""))
-        if place is None or one is None:
+        place, document = frame.get("stream", {}), frame["data"]
+        one = self.said.get(place.get("id", "").removeprefix(ANSWER_TO))
+        # The sidecar ends a silent stream, and may not know any more what it answered: it was killed as that began.
+        answered = frame.get("reply_to", one and document is None and one.id)
+        if one is None or answered != one.id:
             self.strays.append(f"{self} was sent {frame}")
         else:
             one.chunks.append(Chunk(place["index"], place["state"], document))
@@ -117,20 +121,21 @@ def breaches(
     return found
 
 
-def owed(talks: Sequence[Talk], handlings: Iterable[Handling]) -> list[str]:
-    """What has not come about in a context that lives, in a line each. Nobody says anything any more."""
+def lost(talks: Sequence[Talk], handlings: Iterable[Handling]) -> list[str]:
+    """What was accepted in a context that lives, and has not been handled, in a line each."""
     handled = {(one.context, one.id) for one in handlings}
-    return [line for talk in talks if not talk.ended for line in owed_to(talk, handled)]
+    return [
+        f"{talk}: accepted and never handled: {one.id}"
+        for talk in talks
+        for one in talk.accepted
+        if not talk.ended and (talk.connection_id, one.id) not in handled
+    ]
 
 
-def owed_to(talk: Talk, handled: set[tuple[str, str]]) -> Iterator[str]:
-    """The same of one."""
-    lost = [one.id for one in talk.accepted if (talk.connection_id, one.id) not in handled]
-    if lost:
-        yield f"{talk}: accepted and never handled: {lost}"
-    unfinished = [str(one) for one in talk.unfinished()]
-    if unfinished and not talk.missed:
-        yield f"{talk}: the answers to {unfinished} neither ended nor failed"
+def unanswered(talk: Talk) -> list[str]:
+    """Whose answer has not ended, nor failed, in a context that lives, in a line each."""
+    alive = not (talk.ended or talk.missed)
+    return [f"{talk}: the answer to {one} neither ended nor failed" for one in talk.unfinished() if alive]
 
 
 def handed_over(talk: Talk, handlings: list[Handling]) -> Iterator[str]:

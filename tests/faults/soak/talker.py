@@ -14,7 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from tests.faults.devices import Person, Way
-from tests.faults.soak.talk import Said, Talk
+from tests.faults.soak.talk import ANSWER_TO, Said, Talk, unanswered
 
 MOST_OPEN = 3
 """Answers that a user waits for before the next thing is said."""
@@ -29,6 +29,7 @@ class Talker:
         self.person = person
         self.talks: list[Talk] = []
         self.seen: Counter[str] = Counter()
+        self.owed: list[str] = []
         self._way = way
         self._random = random
         self._said = 0
@@ -45,10 +46,16 @@ class Talker:
     # What a storm has it do
 
     async def fall_silent(self) -> None:
-        """Say nothing more; returns once all that was said is answered, as far as it must be."""
+        """Say nothing more; returns once all that was said is answered, as far as it must be.
+
+        `owed` is what is not when this ends. One that nobody was owed may begin later, and is not waited for.
+        """
         self._over = True
-        await self._until(self._tasks[1].done)
-        await self._until(lambda: not self.talks[-1].unfinished())
+        try:
+            await self._until(self._tasks[1].done)
+            await self._until(lambda: not self.talks[-1].unfinished())
+        finally:
+            self.owed = unanswered(self.talks[-1])
 
     async def leave(self) -> None:
         """Close with 1000, which ends its context."""
@@ -116,7 +123,7 @@ class Talker:
         """By what it answers, or by its stream."""
         one.cancelled = True
         self.seen["cancels"] += 1
-        by = {"id": one.id} if self._random.random() < 0.5 else {"stream_id": f"to-{one.id}"}
+        by = {"id": one.id} if self._random.random() < 0.5 else {"stream_id": f"{ANSWER_TO}{one.id}"}
         self._send({"type": "cancel", **by})
 
     # Its life

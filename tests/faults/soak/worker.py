@@ -14,7 +14,7 @@ import time
 from collections import defaultdict, deque
 from contextlib import suppress
 from itertools import count
-from typing import Any, Self
+from typing import Any
 
 import grpc
 from google.protobuf import duration_pb2
@@ -22,6 +22,7 @@ from google.protobuf import duration_pb2
 from sidecar.api.v1 import agent_service_pb2 as pb
 from sidecar.api.v1 import agent_service_pb2_grpc, delivery_service_pb2, delivery_service_pb2_grpc, types_pb2
 from tests.faults.senders import FAST_RECONNECT
+from tests.faults.soak.talk import ANSWER_TO
 from tests.support.running import refusal_of
 
 SERVICE = "soak"
@@ -60,22 +61,6 @@ class Journal:
         os.write(self._file, json.dumps(line).encode() + b"\n")
 
 
-class Frames:
-    """What is written to the stream, as it comes. No generator: a call that ends while it waits could not close it."""
-
-    def __init__(self) -> None:
-        self._queue: asyncio.Queue[pb.AttachRequest] = asyncio.Queue()
-
-    def write(self, **frame: Any) -> None:
-        self._queue.put_nowait(pb.AttachRequest(**frame))
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> pb.AttachRequest:
-        return await self._queue.get()
-
-
 class Worker:
     """Attached once, for the `life`th time; what waits to be answered is answered context by context."""
 
@@ -84,7 +69,7 @@ class Worker:
         self._agents = agent_service_pb2_grpc.AgentServiceStub(channel)
         self._journal = journal
         self._life = life
-        self._out = Frames()
+        self._out: asyncio.Queue[pb.AttachRequest] = asyncio.Queue()
         self._waiting: defaultdict[str, deque[pb.AttachResponse.Event]] = defaultdict(deque)
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -96,13 +81,21 @@ class Worker:
             credits=CREDITS,
             ack_timeout=duration_pb2.Duration(seconds=ACK_TIMEOUT_S),
         )
-        self._out.write(register=register)
+        self._out.put_nowait(pb.AttachRequest(register=register))
+        call: Any = self._agents.Attach(metadata=metadata, wait_for_ready=True)
+        writing = asyncio.create_task(self._write(call))
         try:
-            async for response in self._agents.Attach(self._out, metadata=metadata, wait_for_ready=True):
+            while (response := await call.read()) is not grpc.aio.EOF:
                 self._take(response)
         finally:
-            for task in self._tasks.values():
+            tasks = [writing, *self._tasks.values()]
+            for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _write(self, call: Any) -> None:
+        while True:
+            await call.write(await self._out.get())
 
     def _take(self, response: pb.AttachResponse) -> None:
         event = response.event
@@ -121,8 +114,9 @@ class Worker:
             self._tasks[key] = asyncio.create_task(self._answer_all(key))
 
     def _acknowledge(self, event: pb.AttachResponse.Event) -> None:
-        self._out.write(acknowledge=pb.AttachRequest.Acknowledge(delivery_ids=[event.delivery_id]))
-        self._out.write(credit=pb.AttachRequest.Credit(credits=1))
+        acknowledge = pb.AttachRequest.Acknowledge(delivery_ids=[event.delivery_id])
+        self._out.put_nowait(pb.AttachRequest(acknowledge=acknowledge))
+        self._out.put_nowait(pb.AttachRequest(credit=pb.AttachRequest.Credit(credits=1)))
 
     async def _answer_all(self, key: str) -> None:
         waiting = self._waiting[key]
@@ -143,7 +137,7 @@ class Worker:
             message = types_pb2.Message(
                 payload=json.dumps(chunk).encode(),
                 reply_to=event.message.message_id,
-                stream=types_pb2.Stream(stream_id=f"to-{event.message.message_id}", index=index, state=state),
+                stream=types_pb2.Stream(stream_id=f"{ANSWER_TO}{event.message.message_id}", index=index, state=state),
             )
             reason = await self._insist(event, message)
             if reason:
