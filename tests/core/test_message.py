@@ -25,6 +25,7 @@ from sidecar.core.message import (
     is_json,
     parse_json,
 )
+from tests.support.speaker import Speaker
 
 LIMIT = 64
 RECEIPT = Receipt("m-1", 1, DeliveryState.WRITTEN, Durability.MEMORY, 1, False, 10.0)
@@ -230,3 +231,14 @@ def test_the_numbers_are_the_protos() -> None:
         ("DROPPED", 4),
     ]
     assert [(one.name, one.value) for one in Durability] == [("MEMORY", 1), ("DISK", 2), ("REPLICATED", 3)]
+
+
+@pytest.mark.parametrize("name", ["event_type", "reply_to", "message_id", "stream_id"])
+def test_names_are_looked_at_though_the_stream_goes_on(name: str) -> None:
+    """What the chunks before had in common need not be; nothing else of a chunk is taken unseen."""
+    speaker = Speaker()
+    names: dict[str, Any] = {"event_type": "token", "reply_to": "q-1"}
+    speaker.send(0, **names)
+    with pytest.raises(BadRequest):
+        speaker.offer(1, **(names | {name: "a b"}))
+    assert speaker.send(1, **names).sequence == 2

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from sidecar.core.errors import (
@@ -16,7 +14,15 @@ from sidecar.core.errors import (
 from sidecar.core.limits import Limits
 from sidecar.core.message import DeliveryState, Receipt, StreamPlace, StreamState
 from sidecar.core.outbox import OutboxLimits
-from sidecar.core.streams import MAX_CHUNKS, MAX_OPEN, MAX_REMEMBERED, MAX_STORED_ENDED, Chunk, ResponseStreams
+from sidecar.core.streams import (
+    MAX_CHUNKS,
+    MAX_ENDED_CHUNKS,
+    MAX_OPEN,
+    MAX_REMEMBERED,
+    MAX_STORED_ENDED,
+    Chunk,
+    ResponseStreams,
+)
 from tests.support.doubles import LaterStore, StoreFailed
 from tests.support.speaker import END, ERROR, OPEN, Speaker, Told
 
@@ -54,16 +60,6 @@ def test_a_stream_may_be_one_chunk_and_the_last_may_say_nothing(speaker: Speaker
     assert speaker.send(0, stream_id="another").sequence == 2
 
 
-@pytest.mark.parametrize("name", ["event_type", "reply_to", "message_id", "stream_id"])
-def test_names_are_looked_at_though_the_stream_goes_on(speaker: Speaker, name: str) -> None:
-    """What the chunks before had in common need not be; nothing else of a chunk is taken unseen."""
-    names: dict[str, Any] = {"event_type": "token", "reply_to": "q-1"}
-    speaker.send(0, **names)
-    with pytest.raises(BadRequest):
-        speaker.offer(1, **(names | {name: "a b"}))
-    assert speaker.send(1, **names).sequence == 2
-
-
 def test_a_stream_begins_with_its_first_chunk(speaker: Speaker) -> None:
     assert speaker.refusal(1) is ErrorReason.STREAM_OUT_OF_ORDER
     assert not speaker.manager.conversation.streaming
@@ -97,6 +93,16 @@ def test_of_a_long_stream_the_receipts_of_the_last_chunks_are_known(speaker: Spe
     assert (forgotten.duplicate, forgotten.sequence, forgotten.state) == (True, 0, DeliveryState.QUEUED)
     speaker.manager.acknowledge(speaker.socket.attach_id, MAX_CHUNKS + 1, speaker.core.clock.now())
     assert speaker.send(0).state is DeliveryState.ACKNOWLEDGED
+
+
+@pytest.mark.parametrize("over", [0, 3])
+def test_of_a_stream_that_is_over_the_receipts_of_fewer_are_known(speaker: Speaker, over: int) -> None:
+    last = MAX_ENDED_CHUNKS + over - 1
+    for index in range(last):
+        speaker.send(index)
+    speaker.send(last, END)
+    assert [speaker.send(index).sequence for index in range(over, last + 1)] == list(range(over + 1, last + 2))
+    assert {speaker.send(index).sequence for index in range(over)} == ({0} if over else set())
 
 
 def test_so_many_streams_are_open_at_once(speaker: Speaker) -> None:
