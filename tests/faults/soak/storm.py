@@ -34,6 +34,7 @@ TALKERS = [("acme", "alice"), ("acme", "bob"), ("other", "alice"), ("other", "gi
 WORKERS = 3
 LIMITS = {
     "SIDECAR_OUTBOX__MAX_MESSAGES": "400",
+    "SIDECAR_OUTBOX__RESUME_WINDOW_S": "45",
     "SIDECAR_LIMITS__SLOW_CONSUMER_TIMEOUT_S": "3",
     "SIDECAR_LIMITS__HEALTH_CHECK_INTERVAL_S": "2",
     "SIDECAR_LIMITS__PONG_TIMEOUT_S": "4",
@@ -42,7 +43,8 @@ LIMITS = {
     "SIDECAR_DRAIN__WINDOW_S": "1",
     "SIDECAR_DRAIN__GRACE_S": "10",
 }
-"""So that full outboxes, slow consumers, silent answers and drains come about within seconds."""
+"""So that full outboxes, slow consumers, silent answers and drains come about within seconds; and a context of which no
+client knows, for its welcome was lost, has ended when it is looked at what is left."""
 ANSWERED_S = 60.0
 """How long the answers to all that was said may take, once every fault is off."""
 
@@ -68,6 +70,7 @@ class Storm:
         await asyncio.gather(*(device.welcomed() for device in self._devices))
         await asyncio.gather(*(self.crew.hire() for _ in range(WORKERS)))
         self.talkers = [self.company.talker(person, ready=self._worth_a_try) for person in TALKERS]
+        await asyncio.gather(*(talker.welcomed() for talker in self.talkers))
         work = [asyncio.create_task(send) for send in self._work()]
         faults = [asyncio.create_task(each) for each in (self._strike(), self._doom(), self._doom_agents())]
         try:

@@ -45,6 +45,10 @@ class Talker:
 
     # What a storm has it do
 
+    async def welcomed(self) -> None:
+        """Returns once it has a context."""
+        await self._until(lambda: bool(self.talks))
+
     async def fall_silent(self) -> None:
         """Say nothing more; returns once all that was said is answered, as far as it must be.
 
