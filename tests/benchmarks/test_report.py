@@ -62,7 +62,10 @@ def test_the_targets_are_those_asked_for() -> None:
         "idle-rss": (85.0, "MB"),
     }
     assert {name: target for name, target in TARGETS.items() if target.at_least} == {
-        "sqlite-rate": Target(15_000, "/s", at_least=True)
+        "sqlite-rate": Target(15_000, "/s", at_least=True),
+        "client-go-share": Target(90.0, "%", at_least=True),
+        "client-node-share": Target(90.0, "%", at_least=True),
+        "client-java-share": Target(90.0, "%", at_least=True),
     }
 
 
