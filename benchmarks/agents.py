@@ -37,7 +37,7 @@ LaneMessage = pb.DeliverRequest.LaneMessage
 class Outlet:
     """What is to be said on a call; it gathers while a write is under way, and is made into as few frames as may be.
 
-    With `enough` it gathers until there is so much of it, or for `gather_s`.
+    With `enough` it gathers until there is so much of it, or it is `gather_s` since something was said.
     """
 
     def __init__(
@@ -47,6 +47,8 @@ class Outlet:
         self._frames_of = frames_of
         self._enough, self._gather_s = enough, gather_s
         self._gathering: asyncio.TimerHandle | None = None
+        self._next_at = 0.0
+        self._loop = asyncio.get_running_loop()
         self._items: list[Any] = []
         self._ready = asyncio.Event()
 
@@ -56,7 +58,7 @@ class Outlet:
         if len(self._items) >= self._enough:
             self._ready.set()
         elif self._gathering is None:
-            self._gathering = asyncio.get_running_loop().call_later(self._gather_s, self._ready.set)
+            self._gathering = self._loop.call_at(self._next_at, self._ready.set)
 
     async def run(self) -> None:
         """Write until cancelled."""
@@ -66,6 +68,7 @@ class Outlet:
             if self._gathering is not None:
                 self._gathering.cancel()
                 self._gathering = None
+            self._next_at = self._loop.time() + self._gather_s
             items, self._items = self._items, []
             for frame in self._frames_of(items):
                 await self._call.write(frame)

@@ -18,7 +18,7 @@ MAX_ACKNOWLEDGED: Final = 10_000
 HALF_CLOSE_TIMEOUT_S: Final = 5.0
 GATHER_UP_TO: Final = 8
 GATHER_S: Final = 0.01
-"""Acknowledgements and credits wait for others: until there are so many of either, or for so long."""
+"""Acknowledgements and credits that follow others wait: until there are so many of either, or it is so long since."""
 GATHER_SHARE: Final = 0.1
 """Of the time in which an event is to be acknowledged: where that is short they wait for no longer."""
 
@@ -78,16 +78,18 @@ class AgentStream:
         """What may still come without a further word."""
         self._gather_s = gather_s
         self._gathering: asyncio.TimerHandle | None = None
+        self._next_at = 0.0
+        """What comes before then, on the loop's clock, waits for it; what comes later stands alone: it is said at once."""
         self._work = asyncio.Event()
         self._leaving = False
 
     def acknowledge(self, delivery_id: str) -> None:
-        """Say "mine" of that event, soon."""
+        """Say "mine" of that event: at once where nothing was said just before, else soon."""
         self._acknowledged.append(delivery_id)
         self._gather()
 
     def credit(self, amount: int) -> None:
-        """Let so many more come, soon; at once where the sidecar has few left."""
+        """Let so many more come: the same, and at once where the sidecar has few left."""
         self._credit += amount
         self._gather()
 
@@ -132,12 +134,12 @@ class AgentStream:
         await self._call.done_writing()
 
     def _gather(self) -> None:
-        """Say it when there is enough of it, when nothing more could come, or a moment after its first."""
+        """Say it when there is enough of it, when nothing more could come, or a moment after what was said before."""
         enough = len(self._acknowledged) >= GATHER_UP_TO or self._credit >= GATHER_UP_TO
         if enough or self._leaving or self._credit >= max(self._credit_left, 1):
             self._work.set()
         elif self._gathering is None:
-            self._gathering = asyncio.get_running_loop().call_later(self._gather_s, self._work.set)
+            self._gathering = asyncio.get_running_loop().call_at(self._next_at, self._work.set)
 
     def _stop_gathering(self) -> None:
         if self._gathering is not None:
@@ -150,6 +152,8 @@ class AgentStream:
         ids, self._acknowledged = self._acknowledged, []
         credit, self._credit = self._credit, 0
         self._credit_left += credit
+        if ids or credit:
+            self._next_at = asyncio.get_running_loop().time() + self._gather_s
         frames = [
             pb.AttachRequest(
                 acknowledge=pb.AttachRequest.Acknowledge(delivery_ids=ids[start : start + MAX_ACKNOWLEDGED])

@@ -1,4 +1,4 @@
-"""An agent as a process of its own, to be killed: answers with its own name, and stays in answers that say "stay"."""
+"""An agent as a process of its own, to be killed: answers with its own name, and stays in answers to "stay"."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ async def answer(context: AgentContext, message: InboundMessage) -> None:
     """Says who it is."""
     async with message.reply() as stream:
         await stream.send(text=sys.argv[1])
-        if message.data == "stay":
+        if message.data == "stay" and not message.redelivered:
             await asyncio.Event().wait()
 
 

@@ -271,11 +271,13 @@ NEVER_S = 3_600.0
 
 @asynccontextmanager
 async def registered(credits: int = 100, gather_s: float = NEVER_S) -> AsyncIterator[Registered]:
-    """A stream on which nothing but `register` was said."""
+    """A stream on which something was said just now."""
     line = Line()
     stream = AgentStream(line, lambda: None, lambda _: None, gather_s)
     running = asyncio.create_task(stream.run(Registration("answers", (), None).frame(credits)))
     assert await said_on(line) == [("", credits)]
+    stream.acknowledge("d-alone")
+    assert await said_on(line) == [("d-alone", 0)]  # at once: nothing was said before
     yield stream, line
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
