@@ -79,7 +79,7 @@ class AgentStream:
         self._gather_s = gather_s
         self._gathering: asyncio.TimerHandle | None = None
         self._next_at = 0.0
-        """What comes before then, on the loop's clock, waits for it; what comes later stands alone: it is said at once."""
+        """What comes before then, on the loop's clock, waits; what comes later stands alone, and goes at once."""
         self._work = asyncio.Event()
         self._leaving = False
 
