@@ -53,6 +53,7 @@ async def bench(*arguments: str | Path, descriptors: int | None = None) -> tuple
     return process.returncode, output.decode()
 
 
+@pytest.mark.timeout(600)  # `clients` builds what was not built before
 @pytest.mark.parametrize("work", WORKS)
 async def test_a_work_ends_and_is_told_twice(work: str, tmp_path: Path) -> None:
     path = tmp_path / "new" / "bench.json"

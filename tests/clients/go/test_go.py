@@ -208,6 +208,7 @@ async def test_the_agent_example(sidecar_process: RunningSidecar, programs: Path
             assert verdict.data["code"] == "PERMISSION_DENIED"
             await bob.send({"question": "stop"}, event="ask")
             word = await within(anext(bob))
+            word = await within(anext(bob))  # behind the second the agent knows of the first
             bob.cancel(stream_id=word.stream.id)
             while word.event == "agent.word":
                 word = await within(anext(bob))
