@@ -86,7 +86,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     while data := await reader.read(CHUNK_BYTES):
         writer.write(data)
         await writer.drain()
-    with suppress(OSError, NotImplementedError):
+    with suppress(OSError):
         writer.write_eof() if writer.can_write_eof() else writer.close()
 
 
