@@ -31,6 +31,7 @@ from sidecar.core.factory import WebSocketManagerFactory
 from sidecar.core.message import Instant
 from sidecar.core.ports import AuditEvent
 from sidecar.core.statistics import SecurityCounters
+from sidecar.core.writes import WriteBatch
 from sidecar.ops.edge import OpsEdge, OpsSettings
 from sidecar.rpc.server import RpcEdge, RpcPorts, RpcSettings
 from sidecar.security.audit import JsonLinesAuditTrail
@@ -99,7 +100,8 @@ class Sidecar:
         self.audit = JsonLinesAuditTrail(config.audit.path, clock)
         self._floods = Refusals(self.audit, clock)
         self._contexts = ConnectionContextFactoryManager(self._keys.isolation_secret, self.audit, random_hexadecimal)
-        self._store = building.outbox_store(config)
+        writes = WriteBatch()
+        self._store = building.outbox_store(config, writes)
         self.factory = WebSocketManagerFactory(
             building.limits_of(config),
             store=self._store,
@@ -107,6 +109,7 @@ class Sidecar:
             clock=clock,
             counters=self._counters,
             randomness=random_hexadecimal,
+            writes=writes,
         )
         self.ops = OpsEdge(
             OpsSettings(config.ops.address.host, config.ops.address.port), alive=lambda: True, ready=lambda: self._ready

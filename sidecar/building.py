@@ -20,6 +20,7 @@ from sidecar.ws.settings import WebSocketSettings
 if TYPE_CHECKING:
     from sidecar.config import Config, UserTokenSettings
     from sidecar.core.ports import Clock
+    from sidecar.core.writes import WriteBatch
     from sidecar.development import Development
     from sidecar.security.keys import KeySet
     from sidecar.storage.sqlite.store import SqliteOutboxStore
@@ -106,7 +107,7 @@ def revocations(config: Config, clock: Clock) -> RevocationList:
     return RevocationList(path, now=clock.time())
 
 
-def outbox_store(config: Config) -> MemoryOutboxStore | SqliteOutboxStore:
+def outbox_store(config: Config, writes: WriteBatch) -> MemoryOutboxStore | SqliteOutboxStore:
     """The store. Raises SettingError for a file that cannot be used, StartError for one that another process holds."""
     storage = config.storage
     if storage.kind == "memory":
@@ -120,7 +121,7 @@ def outbox_store(config: Config) -> MemoryOutboxStore | SqliteOutboxStore:
         exists = storage.path.exists() and storage.path.stat().st_size > 0
     key = load_storage_key(storage.key_file, store_exists=exists)
     try:
-        return SqliteOutboxStore(storage.path, key)
+        return SqliteOutboxStore(storage.path, key, writes=writes)
     except StoreUnusable as error:
         raise SettingError(error.setting, error.rule) from None
     except StoreInUse:

@@ -78,7 +78,6 @@ TESTED_ELSEWHERE = {
     "ws/greeting.py": "tests/ws/test_session.py",
     "ws/opening.py": "tests/ws/test_session.py",
     "ws/ports.py": "tests/ws/harness.py",
-    "ws/socket.py": "tests/ws/test_connection.py",
 }
 """Modules without a test module of their own name, and where their tests are."""
 

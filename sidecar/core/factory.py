@@ -15,6 +15,7 @@ from sidecar.core.manager import IsolatedWebSocketManager, ManagerPorts
 from sidecar.core.message import Instant
 from sidecar.core.ports import AuditEvent
 from sidecar.core.statistics import FactoryStatistics, SecurityCounters
+from sidecar.core.writes import WriteBatch
 
 if TYPE_CHECKING:
     from sidecar.core.identity import UserExecutionContext, UserIdentity
@@ -36,12 +37,14 @@ class WebSocketManagerFactory:
         counters: SecurityCounters,
         randomness: Randomness,
         agents: AgentRegistry | None = None,
+        writes: WriteBatch | None = None,
     ) -> None:
         self.limits = limits
         self.agents = agents or AgentRegistry(randomness)
+        self.writes = writes or WriteBatch()
         self.draining = False
         self._resources = UserLevelResourceManager(limits)
-        self._ports = ManagerPorts(self._resources, store, self.agents, self._forget, self._schedule)
+        self._ports = ManagerPorts(self._resources, store, self.agents, self._forget, self._schedule, self.writes)
         self._owners = owners
         self._clock = clock
         self._counters = counters

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from sidecar.core.outcomes import OutcomeListener, OutcomeWait
     from sidecar.core.ports import Encoder, OutboxStore, Socket
     from sidecar.core.stored import RestoredContext
+    from sidecar.core.writes import WriteBatch
 
 NO_ATTEMPT: Final = -1
 
@@ -75,6 +76,7 @@ class ManagerPorts:
     agents: AgentRegistry
     on_end: Callable[[IsolatedWebSocketManager, UserAccount, str, Instant], None]
     schedule: Callable[[IsolatedWebSocketManager, float], None]
+    writes: WriteBatch
 
 
 class IsolatedWebSocketManager:
@@ -124,6 +126,7 @@ class IsolatedWebSocketManager:
         self._max_queued_bytes = ports.resources.limits.queued_bytes_per_user
         self._encoder = encoder
         self._store = ports.store
+        self._writes = ports.writes
         self.conversation = Conversation(context, ports.agents, ports.store)
         self.epoch = epoch
         self._message_id_prefix = message_id_prefix
@@ -274,16 +277,17 @@ class IsolatedWebSocketManager:
         """The primary takes more: write on where the writer stopped, in order."""
         outbox, socket = self.outbox, self.primary
         self.drop_expired(at.monotonic)  # first, so that a run of them is one gap
-        while socket is not None and outbox.cursor < outbox.confirmed and socket.writable:
-            entry = outbox.entries.get(outbox.cursor + 1)
-            if entry is None:
-                self._announce_gap(socket)
-            elif entry.expires_at <= at.monotonic and entry.sequence > outbox.promised:
-                self._account.queued_bytes -= entry.size
-                outbox.drop(entry, GapReason.EXPIRED)
-            else:
-                socket.write(entry.frame)
-                outbox.cursor = entry.sequence
+        with self._writes:
+            while socket is not None and outbox.cursor < outbox.confirmed and socket.writable:
+                entry = outbox.entries.get(outbox.cursor + 1)
+                if entry is None:
+                    self._announce_gap(socket)
+                elif entry.expires_at <= at.monotonic and entry.sequence > outbox.promised:
+                    self._account.queued_bytes -= entry.size
+                    outbox.drop(entry, GapReason.EXPIRED)
+                else:
+                    socket.write(entry.frame)
+                    outbox.cursor = entry.sequence
         self._tell_lost()
         if self.ends_with_socket and outbox.entries:
             self._account.queued_bytes -= outbox.release(outbox.cursor)

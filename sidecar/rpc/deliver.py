@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sidecar.api.v1 import types_pb2
     from sidecar.core.manager import IsolatedWebSocketManager
     from sidecar.core.ports import Clock
+    from sidecar.core.writes import WriteBatch
     from sidecar.rpc.acceptance import Acceptance
     from sidecar.rpc.callers import Callers
     from sidecar.rpc.refusals import RefusalRecorder
@@ -61,6 +62,7 @@ class DeliverPorts:
     acceptance: Acceptance
     clock: Clock
     recorder: RefusalRecorder
+    writes: WriteBatch
     first_lane_timeout_s: float
 
 
@@ -99,6 +101,7 @@ class DeliverStream:
         self._accept = ports.acceptance.accept
         self._clock = ports.clock
         self._recorder = ports.recorder
+        self._writes = ports.writes
         self._lanes: dict[int, Lane] = {}
         self._closed: dict[int, Lane] = {}
         self._answers = Answers(call.write, self._take_reports, loop.call_later)
@@ -288,16 +291,17 @@ class DeliverStream:
     def _deliver_all(self, items: Iterable[pb.DeliverRequest.LaneMessage]) -> None:
         at = Instant(self._clock.monotonic(), self._clock.time())
         lanes, answers = self._lanes, self._answers
-        for item in items:
-            number = item.lane
-            lane = lanes.get(number) or self._closed_lane(number)
-            place = lane.next_number
-            lane.next_number = place + 1
-            outcome = self._deliver(lane, item.message, at)
-            if lane.waiting or isinstance(outcome, PendingReceipt):
-                self._queue(lane, place, outcome)
-            else:
-                answers.add_receipt(lane.field, place, outcome)
+        with self._writes:
+            for item in items:
+                number = item.lane
+                lane = lanes.get(number) or self._closed_lane(number)
+                place = lane.next_number
+                lane.next_number = place + 1
+                outcome = self._deliver(lane, item.message, at)
+                if lane.waiting or isinstance(outcome, PendingReceipt):
+                    self._queue(lane, place, outcome)
+                else:
+                    answers.add_receipt(lane.field, place, outcome)
         answers.receipts_ready()
 
     def _deliver(self, lane: Lane, proto: types_pb2.Message, at: Instant) -> Outcome | PendingReceipt:

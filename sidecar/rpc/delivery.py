@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -113,14 +113,13 @@ class DeliveryMethods:
         """Many messages, each with its own token; each stands or falls alone."""
         if len(request.items) > MAX_BATCH_ITEMS:
             raise BadRequest("items", f"at most {MAX_BATCH_ITEMS}")
-        at = self._now()
-        outcomes, unshared_bytes = [], 0
-        for item in request.items:
-            outcomes.append(self._send_item(item, facts, at))
-            unshared_bytes += len(item.message.payload)
-            if unshared_bytes > SLICE_BYTES:  # others have the loop before a large batch goes on
-                unshared_bytes = 0
-                await asyncio.sleep(0)
+        outcomes: list[tuple[Receipt | PendingReceipt | SidecarError, ContextGrant | None]] = []
+        for items in _slices(request.items):
+            if outcomes:
+                await asyncio.sleep(0)  # others have the loop before a large batch goes on
+            at = self._now()
+            with self._factory.writes:
+                outcomes += [self._send_item(item, facts, at) for item in items]
         response = pb.SendBatchResponse()
         for outcome, grant in outcomes:
             result = response.results.add()
@@ -220,6 +219,20 @@ class DeliveryMethods:
 
     def _now(self) -> Instant:
         return Instant(self._clock.monotonic(), self._clock.time())
+
+
+def _slices(items: Iterable[pb.SendBatchItem]) -> Iterator[list[pb.SendBatchItem]]:
+    """The items in order, each slice of them ended by the one that makes it larger than SLICE_BYTES."""
+    some: list[pb.SendBatchItem] = []
+    size = 0
+    for item in items:
+        some.append(item)
+        size += len(item.message.payload)
+        if size > SLICE_BYTES:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
 
 
 _BROADCAST_SCOPES = {

@@ -117,7 +117,14 @@ class RpcEdge:
         acceptance = Acceptance(ports.factory)
         self._delivery = DeliveryMethods(self._callers, acceptance, ports.factory, ports.clock, self._recorder)
         self._streams = DeliverStreams(
-            DeliverPorts(self._callers, acceptance, ports.clock, self._recorder, settings.first_lane_timeout_s)
+            DeliverPorts(
+                self._callers,
+                acceptance,
+                ports.clock,
+                self._recorder,
+                ports.factory.writes,
+                settings.first_lane_timeout_s,
+            )
         )
         self._context = ContextMethods(self._callers, ports.factory, ports.tokens, ports.users, ports.audit)
         self._admin = AdminMethods(self._callers, ports.factory, ports.counters, ports.audit, ports.clock, ports.drain)

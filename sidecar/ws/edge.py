@@ -182,7 +182,8 @@ class WebSocketEdge:
             on_handshake_over=self._handshake_over,
             on_refused=self._refused,
         )
-        connection.socket = ClientSocket(connection, f"a-{self._ports.randomness(_ATTACH_ID_BYTES)}", self._ports.clock)
+        attach_id = f"a-{self._ports.randomness(_ATTACH_ID_BYTES)}"
+        connection.socket = ClientSocket(connection, attach_id, self._ports.clock, self._ports.factory.writes)
         return connection
 
     def _turned_away(self, peer: object) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sidecar.core.message import Instant
 from sidecar.ws.frames import ping_frame
@@ -13,19 +13,38 @@ if TYPE_CHECKING:
     from sidecar.core.events import SocketEvent
     from sidecar.core.manager import IsolatedWebSocketManager
     from sidecar.core.ports import Clock
+    from sidecar.core.writes import WriteBatch
     from sidecar.ws.connection import EdgeConnection
+
+
+MAX_HELD_BYTES: Final = 16 * 1024
+"""How much is held back at most: a transport whose buffer is full must be able to say so."""
 
 
 class ClientSocket:
     """Writes what the manager gives it to the transport; tells the manager what becomes of the connection.
 
     `writable` is True from `open` on, while the connection is open and its transport takes more. `closing` is set in
-    the step in which this side closes: from there on nothing that the client sends counts.
+    the step in which this side closes: from there on nothing that the client sends counts. Frames are held back to the
+    end of a step of `writes`; nothing overtakes them.
     """
 
-    __slots__ = ("_clock", "_connection", "_opened", "attach_id", "closing", "lost", "manager", "on_event", "writable")
+    __slots__ = (
+        "_clock",
+        "_connection",
+        "_held",
+        "_held_bytes",
+        "_opened",
+        "_writes",
+        "attach_id",
+        "closing",
+        "lost",
+        "manager",
+        "on_event",
+        "writable",
+    )
 
-    def __init__(self, connection: EdgeConnection, attach_id: str, clock: Clock) -> None:
+    def __init__(self, connection: EdgeConnection, attach_id: str, clock: Clock, writes: WriteBatch) -> None:
         self.attach_id = attach_id
         self.writable = False
         self.closing: Close | None = None
@@ -35,6 +54,9 @@ class ClientSocket:
         self._opened = False
         self._connection = connection
         self._clock = clock
+        self._writes = writes
+        self._held: list[bytes] | None = None
+        self._held_bytes = 0
 
     def __repr__(self) -> str:
         state = "closing" if self.closing or self.lost else "writable" if self.writable else "waiting"
@@ -48,8 +70,29 @@ class ClientSocket:
     # The core's port
 
     def write(self, frame: bytes) -> None:
-        """Give one encoded frame to the transport."""
-        self._connection.transport.write(frame)
+        """Give one encoded frame to the transport: now, or at the end of a step that gathers writes."""
+        held = self._held
+        if held is None:
+            if self._writes.holding:
+                self._writes.add(self)
+                self._held, self._held_bytes = [frame], len(frame)
+            else:
+                self._connection.transport.write(frame)
+            return
+        self._held_bytes += len(frame)
+        held.append(frame)
+        if self._held_bytes > MAX_HELD_BYTES:
+            self._write_held(held)
+            self._held, self._held_bytes = [], 0
+
+    def flush(self) -> None:
+        """Write what was held back."""
+        held, self._held = self._held, None
+        if held and not self.lost:
+            self._write_held(held)
+
+    def _write_held(self, held: list[bytes]) -> None:
+        self._connection.transport.write(held[0] if len(held) == 1 else b"".join(held))
 
     def notify(self, event: SocketEvent) -> None:
         """Tell the client something that has no sequence, where its protocol has a frame for it."""
@@ -63,6 +106,7 @@ class ClientSocket:
     def close(self, close: Close) -> None:
         """Begin the closing handshake; the connection bounds its own end. Idempotent."""
         if self.closing is None:
+            self.flush()
             self.closing = close
             self.writable = False
             self._connection.begin_close(close)
@@ -72,6 +116,7 @@ class ClientSocket:
     def send(self, frame: bytes) -> None:
         """Write a frame that has no sequence, unless the socket is on its way out."""
         if not self.gone:
+            self.flush()
             self._connection.transport.write(frame)
 
     def open(self) -> None:

@@ -103,7 +103,7 @@ class Counter:
 
     def line(self, **hello: Any) -> Line:
         line = Line({"type": "hello", "token": self.harness.token(), **hello})
-        line.socket = ClientSocket(line, f"a-{secrets.token_hex(4)}", self.ports.clock)  # type: ignore[arg-type]
+        line.socket = ClientSocket(line, f"a-{secrets.token_hex(4)}", self.ports.clock, self.factory.writes)  # type: ignore[arg-type]
         return line
 
     async def run(self, line: Line, turns: int, end: End | None) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from sidecar.core.message import StreamPlace
+    from sidecar.core.message import Instant, StreamPlace
+    from sidecar.core.outbox import OutboxEntry
     from sidecar.core.ports import Confirmed
     from sidecar.core.stored import MessageIdentity, RestoredContext, StoredContext, StoredState
     from sidecar.storage.sqlite.sealing import Seal
@@ -67,6 +68,31 @@ class Append(NamedTuple):
     def is_inbound(self) -> bool:
         """It is a client's own."""
         return self.sequence < 0
+
+
+def append_of(
+    context: Context,
+    epoch: int,
+    entry: OutboxEntry,
+    identity: MessageIdentity | None,
+    at: Instant,
+    confirmed: Confirmed,
+) -> Append:
+    """The message of an outbox, accepted `at`."""
+    expires_at = 0.0 if entry.critical else at.unix + entry.expires_at - at.monotonic
+    return Append(
+        context,
+        epoch,
+        entry.sequence,
+        entry.frame,
+        entry.size,
+        expires_at,
+        entry.critical,
+        at.unix,
+        identity,
+        entry.stream,
+        confirmed,
+    )
 
 
 Request = Creation | Append

@@ -15,10 +15,20 @@ import structlog
 
 from sidecar.core.errors import ErrorReason, Unavailable
 from sidecar.core.message import Durability
+from sidecar.core.writes import WriteBatch
 from sidecar.storage.sqlite.batch import Batch, NewContext, NewMessage, NewState
 from sidecar.storage.sqlite.database import load, open_database
 from sidecar.storage.sqlite.errors import StoreUnusable
-from sidecar.storage.sqlite.requests import NOTHING, Adopt, Append, Context, Creation, Request, is_expected
+from sidecar.storage.sqlite.requests import (
+    NOTHING,
+    Adopt,
+    Append,
+    Context,
+    Creation,
+    Request,
+    append_of,
+    is_expected,
+)
 from sidecar.storage.sqlite.rows import encode_inbound
 from sidecar.storage.sqlite.sealing import Seal, new_key
 from sidecar.storage.sqlite.writer import Writer
@@ -56,7 +66,9 @@ class SqliteOutboxStore:
     durability = Durability.DISK
     survives = True
 
-    def __init__(self, path: Path, key: bytes, opening: Opening = open_database) -> None:
+    def __init__(
+        self, path: Path, key: bytes, opening: Opening = open_database, *, writes: WriteBatch | None = None
+    ) -> None:
         """Open the file, made where there is none. `key` has 32 bytes. Blocking. Raises StoreUnusable, StoreInUse."""
         seal = Seal(key)
         connection = opening(path, seal)
@@ -81,6 +93,7 @@ class SqliteOutboxStore:
         self._flush_timer: asyncio.TimerHandle | None = None
         self._truncate_timer: asyncio.TimerHandle | None = None
         self._failing = False
+        self._writes = writes or WriteBatch()
 
     def restore(self, adopt: Adopt) -> None:
         """Hand over each context that the file holds, once; one that is not adopted is disposed of."""
@@ -151,21 +164,8 @@ class SqliteOutboxStore:
         confirmed: Confirmed,
     ) -> bool:
         """Kept with the next commit."""
-        self._requests.append(
-            Append(
-                self._contexts[isolation_key],
-                epoch,
-                entry.sequence,
-                entry.frame,
-                entry.size,
-                0.0 if entry.critical else at.unix + entry.expires_at - at.monotonic,
-                entry.critical,
-                at.unix,
-                identity,
-                entry.stream,
-                confirmed,
-            )
-        )
+        context = self._contexts[isolation_key]
+        self._requests.append(append_of(context, epoch, entry, identity, at, confirmed))
         if not self._handing_over:
             self._hand_over_soon()
         return False
@@ -174,10 +174,8 @@ class SqliteOutboxStore:
         """Kept with the next commit."""
         assert inbound.message is not None
         context, row = self._contexts[isolation_key], encode_inbound(inbound.service, inbound.message)
-        place, identity = -inbound.number, inbound.identity
-        self._requests.append(
-            Append(context, context.epoch, place, row, len(row), 0.0, False, at.unix, identity, None, confirmed)
-        )
+        what = (context.epoch, -inbound.number, row, len(row), 0.0, False, at.unix, inbound.identity, None, confirmed)
+        self._requests.append(Append(context, *what))
         self._hand_over_soon()
         return False
 
@@ -291,10 +289,11 @@ class SqliteOutboxStore:
             self._truncate_later(RETRY_S)
         if error is None:
             self._free(batch)
-            for request in taken or ():
-                if isinstance(request, Creation):
-                    request.context.kept = True
-                self._answer(request.confirmed, None)
+            with self._writes:  # what one commit confirms
+                for request in taken or ():
+                    if isinstance(request, Creation):
+                        request.context.kept = True
+                    self._answer(request.confirmed, None)
             if self._requests or self._flush_due or self._upkeep.asks:
                 self._hand_over()
         else:
