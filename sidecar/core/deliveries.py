@@ -66,6 +66,11 @@ class Delivery:
     taken: Callable[[], None] | None = None
     """Called when a worker has acknowledged it."""
 
+    @property
+    def context(self) -> UserExecutionContext:
+        """Whose it is."""
+        return self.queue.context
+
 
 class ContextQueue:
     """The events of one context for one service that are not acknowledged, in order, and who is given them.

@@ -237,56 +237,35 @@ class AttachStream:
 
     async def _write_on(self, worker: AgentWorker) -> None:
         while True:
-            cancelled = worker.next_cancelled()
-            if cancelled is not None:
-                await self._write_cancelled(cancelled)
+            told = worker.next_cancelled() or self._agents.next(worker, self._now())
+            if told is None:
+                self._woken.clear()
+                await self._woken.wait()
                 continue
-            delivery = self._agents.next(worker, self._now())
-            if delivery is not None:
-                await self._write_event(delivery)
-                continue
-            self._woken.clear()
-            await self._woken.wait()
+            context = told.context
+            event = _event_of(told)
+            if event.HasField("closed"):  # there is nobody to answer any more
+                self._minted.pop(context.isolation_key, None)
+                fields = _fields_of(context)
+            else:
+                fields = (self._known(context) or await self._answerable(context)).fields
+            await self._call.write(event_frame(fields, event.SerializeToString()))
 
-    async def _write_event(self, delivery: Delivery) -> None:
-        context = delivery.queue.context
-        event = pb.AttachResponse.Event(delivery_id=delivery.delivery_id, redelivered=delivery.redelivered)
-        if delivery.kind is EventKind.CLOSED:
-            assert delivery.closing is not None
-            event.closed.code, event.closed.reason = delivery.closing
-            self._minted.pop(context.isolation_key, None)
-            await self._call.write(event_frame(_fields_of(context), event.SerializeToString()))
-            return
-        if delivery.kind is EventKind.MESSAGE:
-            assert delivery.message is not None
-            message = event.message
-            message.message_id, message.event_type, message.payload, content_type = delivery.message
-            message.content_type = content_type  # type: ignore[assignment]  # the number is the proto's
-        else:
-            getattr(event, _ACTS[delivery.kind]).SetInParent()
-        await self._write_answerable(context, event)
-
-    async def _write_cancelled(self, cancelled: Cancelled) -> None:
-        event = pb.AttachResponse.Event()
-        event.cancelled.stream_id, event.cancelled.message_id = cancelled.stream_id, cancelled.message_id
-        await self._write_answerable(cancelled.context, event)
-
-    async def _write_answerable(self, context: UserExecutionContext, event: pb.AttachResponse.Event) -> None:
-        """Write that, with what every event of the context carries, and the token to answer with."""
-        answerable = await self._answerable(context)
-        await self._call.write(event_frame(answerable.fields, event.SerializeToString()))
+    def _known(self, context: UserExecutionContext) -> _Answerable | None:
+        """How this worker answers that context; None when that needs another token: revoked, or its half over."""
+        known = self._minted.get(context.isolation_key)
+        if known is None or known.token.family in self._tokens.revocations or self._clock.time() >= known.renew_at:
+            return None
+        return known
 
     async def _answerable(self, context: UserExecutionContext) -> _Answerable:
-        """How this worker answers that context; with another token once revoked, or half of its life over."""
-        key = context.isolation_key
-        known = self._minted.get(key)
-        if known is None or known.token.family in self._tokens.revocations or self._clock.time() >= known.renew_at:
-            token = await self._mint(context)
-            renew_at = token.expires_at - self._tokens.ttl_s / 2
-            known = self._minted[key] = _Answerable(token, renew_at, _fields_of(context, token.text))
-            if len(self._minted) > MAX_TOKENS:
-                self._minted.popitem(last=False)
-        return known
+        """What every event of the context carries from now on, and the token to answer with."""
+        token = await self._mint(context)
+        renew_at = token.expires_at - self._tokens.ttl_s / 2
+        made = self._minted[context.isolation_key] = _Answerable(token, renew_at, _fields_of(context, token.text))
+        if len(self._minted) > MAX_TOKENS:
+            self._minted.popitem(last=False)
+        return made
 
     async def _mint(self, context: UserExecutionContext) -> ContextToken:
         """Again, should the service's scopes be others by the time that the record is written."""
@@ -313,6 +292,26 @@ class AttachStream:
 
     def _now(self) -> Instant:
         return Instant(self._clock.monotonic(), self._clock.time())
+
+
+def _event_of(told: Delivery | Cancelled) -> pb.AttachResponse.Event:
+    """What is this event's own; the rest is its context's."""
+    event = pb.AttachResponse.Event()
+    if isinstance(told, Cancelled):
+        event.cancelled.stream_id, event.cancelled.message_id = told.stream_id, told.message_id
+        return event
+    event.delivery_id = told.delivery_id
+    if told.redelivered:
+        event.redelivered = True
+    if told.message is not None:
+        message = event.message
+        message.message_id, message.event_type, message.payload, content_type = told.message
+        message.content_type = content_type  # type: ignore[assignment]  # the number is the proto's
+    elif told.closing is not None:
+        event.closed.code, event.closed.reason = told.closing
+    else:
+        getattr(event, _ACTS[told.kind]).SetInParent()
+    return event
 
 
 def _fields_of(context: UserExecutionContext, context_token: str = "") -> bytes:

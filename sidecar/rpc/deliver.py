@@ -54,6 +54,9 @@ SLICE_BYTES: Final = 256 * 1024
 """How much of a frame is delivered before others have the loop."""
 
 
+Items = Sequence["pb.DeliverRequest.LaneMessage"]
+
+
 @dataclass(frozen=True, slots=True)
 class DeliverPorts:
     """What every stream is handed; a stream that opens no lane within `first_lane_timeout_s` ends."""
@@ -129,9 +132,14 @@ class DeliverStream:
 
     async def _read_frames(self, writer: asyncio.Task[None]) -> BadRequest | None:
         """Take frames until there are no more; a frame that ends the stream ends it once all before is answered."""
-        while (data := await self._read()) is not grpc.aio.EOF and not writer.done():
+        read = self._call.read
+        while (data := await (read() if self._proved else self._first_frames())) is not grpc.aio.EOF:
+            if writer.done():
+                break
             try:
-                await self._take(data)
+                for items in self._take(data):
+                    await asyncio.sleep(0)
+                    self._deliver_all(items)
             except BadRequest as error:
                 return error
             while self._is_full() and not writer.done():
@@ -143,17 +151,16 @@ class DeliverStream:
         """Too much is in flight, in all or in one lane: gRPC's flow control has the client wait."""
         return self._answers.unsent + self._answers.owed > MAX_UNSENT_ANSWERS or bool(self._full_lanes)
 
-    async def _read(self) -> Any:
+    async def _first_frames(self) -> Any:
         """The next frame. A stream on which no token opens a lane in time is nobody's, and takes up a place."""
-        if self._proved:
-            return await self._call.read()
         try:
             async with asyncio.timeout_at(self._first_lane_by):
                 return await self._call.read()
         except TimeoutError:
             raise Unauthenticated(ErrorReason.TOKEN_MISSING, TokenFault.MISSING) from None
 
-    async def _take(self, data: bytes) -> None:
+    def _take(self, data: bytes) -> Iterable[Items]:
+        """Do as one frame says. Returns what is left of a large one, for others are to have the loop before it."""
         try:
             request = pb.DeliverRequest.FromString(data)
         except DecodeError:
@@ -162,9 +169,9 @@ class DeliverStream:
         if kind is None:
             raise BadRequest("frame", "open_lane, messages or close_lane")
         if kind == "messages":
-            await self._on_messages(request.messages.items, len(data))
-        else:
-            self._frames[kind](getattr(request, kind))
+            return self._on_messages(request.messages.items, len(data))
+        self._frames[kind](getattr(request, kind))
+        return ()
 
     # Lanes
 
@@ -275,20 +282,19 @@ class DeliverStream:
 
     # Messages
 
-    async def _on_messages(self, items: Sequence[pb.DeliverRequest.LaneMessage], size: int) -> None:
+    def _on_messages(self, items: Items, size: int) -> Iterable[Items]:
         if len(items) > MAX_FRAME_ITEMS:
             raise BadRequest("messages.items", f"at most {MAX_FRAME_ITEMS}")
         self._answers.asked()
         slices = 1 + size // SLICE_BYTES
         if slices == 1:
             self._deliver_all(items)
-            return
+            return ()
         step = -(-len(items) // slices)
-        for start in range(0, len(items), step):
-            self._deliver_all(items[start : start + step])
-            await asyncio.sleep(0)
+        self._deliver_all(items[:step])
+        return (items[start : start + step] for start in range(step, len(items), step))
 
-    def _deliver_all(self, items: Iterable[pb.DeliverRequest.LaneMessage]) -> None:
+    def _deliver_all(self, items: Items) -> None:
         at = Instant(self._clock.monotonic(), self._clock.time())
         lanes, answers = self._lanes, self._answers
         with self._writes:

@@ -26,6 +26,9 @@ def varint(value: int) -> str:
     return text + _CHARACTERS[value]
 
 
+_LENGTHS: Final = tuple(map(varint, range(512)))
+"""Of what is never longer: a receipt has an id of at most 128 characters and a few numbers."""
+
 # What stands before a field: its number << 3, and its wire type: 0 for a varint, 2 for what carries its length.
 
 
@@ -50,9 +53,9 @@ class ReceiptFrame:
         if rest != self._last:  # most receipts of a frame differ in message_id and sequence alone
             self._last, self._last_fields = rest, _fields_of(receipt)
         message_id = receipt[0]
-        body = f"\x0a{varint(len(message_id))}{message_id}\x10{varint(receipt[1])}{self._last_fields}"
-        item = f"{lane}\x10{varint(number)}\x1a{varint(len(body))}{body}"
-        self._items.append(f"\x0a{varint(len(item))}{item}")
+        body = f"\x0a{_LENGTHS[len(message_id)]}{message_id}\x10{varint(receipt[1])}{self._last_fields}"
+        item = f"{lane}\x10{varint(number)}\x1a{_LENGTHS[len(body)]}{body}"
+        self._items.append(f"\x0a{_LENGTHS[len(item)]}{item}")
 
     def add_error(self, lane: str, number: int, error: Status) -> None:
         """The message at that place of its lane was refused."""
@@ -77,8 +80,8 @@ def _fields_of(receipt: Receipt) -> str:
     seconds = int(receipt.accepted_time)
     nanos = int((receipt.accepted_time - seconds) * 1e9)
     accepted_time = f"\x08{varint(seconds)}\x10{varint(nanos)}"
-    small = _CHARACTERS  # enumerations, and what is shorter than 128 bytes
+    small = _CHARACTERS  # enumerations, at most a hundred connections, and what is shorter than 128 bytes
     return (
-        f"\x18{small[receipt.state]}\x20{small[receipt.durability]}\x28{varint(receipt.connections)}"
+        f"\x18{small[receipt.state]}\x20{small[receipt.durability]}\x28{small[receipt.connections]}"
         f"\x30{small[receipt.duplicate]}\x3a{small[len(accepted_time)]}{accepted_time}"
     )

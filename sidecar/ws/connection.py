@@ -180,7 +180,11 @@ class EdgeConnection(ServerConnection):
         self._now = self._clock.monotonic()
         if self._bytes is not None and self._bytes.take(self._now, len(data)) and self.protocol.state is OPEN:
             self.protocol.fail(CloseCode.RATE_LIMITED)
-        super().data_received(data)
+        text = self._protocol.take_text(data)
+        if text is None:
+            super().data_received(data)
+        elif self.on_text is None or not self.on_text(text):
+            self._queue(Frame(TEXT, text))
         self._look_at_state()
 
     def eof_received(self) -> None:
@@ -216,12 +220,17 @@ class EdgeConnection(ServerConnection):
     def _take_frame(self, frame: Frame) -> None:
         opcode = frame.opcode
         if opcode is TEXT or opcode is BINARY:
-            if self._is_dealt_with(frame):
-                return
-            self.unread += 1  # it is a message, or the first fragment of one
+            if not self._is_dealt_with(frame):
+                self._queue(frame)
+            return
         super().process_event(frame)
         if opcode is PONG and self.socket is not None:
             self.socket.pong_received()
+
+    def _queue(self, frame: Frame) -> None:
+        """Keep a message, or the first fragment of one, for who receives them."""
+        self.unread += 1
+        super().process_event(frame)
 
     def _is_dealt_with(self, frame: Frame) -> bool:
         short = frame.opcode is TEXT and frame.fin and len(frame.data) <= SHORT_BYTES

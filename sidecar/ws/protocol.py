@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from websockets.exceptions import InvalidMessage, ProtocolError
-from websockets.frames import TEXT, Frame
+from websockets.frames import Frame
 from websockets.protocol import CONNECTING, OPEN
 from websockets.server import ServerProtocol
 
@@ -62,22 +62,20 @@ class EdgeProtocol(ServerProtocol):
         self._between_frames = False
         self.refusal: Refusal | None = None
 
+    def take_text(self, data: bytes | bytearray) -> bytes | None:
+        """The payload, where what has come is one short text frame by itself: that needs no parser that can stop.
+
+        None, and nothing was taken, for all else, and for what the client sends too much of: `receive_data` says so.
+        """
+        if not self._between_frames or self.state is not OPEN or self.extensions or self.current_size is not None:
+            return None
+        text = short_text(data, self._longest)
+        return text if text is not None and self._admit_frame() else None
+
     def receive_data(self, data: bytes | bytearray) -> None:
-        """Take what has come. One short text frame by itself needs no parser that can stop in the middle of it."""
-        if self._between_frames and self.state is OPEN and not self.extensions and self.current_size is None:
-            text = short_text(data, self._longest)
-            if text is not None:
-                self._receive_text(text)
-                return
+        """Take what has come."""
         self._between_frames = False
         super().receive_data(data)
-
-    def _receive_text(self, text: bytes) -> None:
-        try:
-            self.recv_frame(Frame(TEXT, text))
-        except ProtocolError as error:  # the client sends too many; what the library's parser does then
-            self.fail(CloseCode.PROTOCOL_ERROR)
-            self.parser_exc = error
 
     def reject(self, status: int, text: str) -> Response:
         """The library's own rejection, without its text: it repeats what the client sent."""

@@ -115,9 +115,11 @@ class ClientSocket:
 
     def send(self, frame: bytes) -> None:
         """Write a frame that has no sequence, unless the socket is on its way out."""
-        if not self.gone:
+        if self.lost or self.closing is not None:
+            return
+        if self._held:
             self.flush()
-            self._connection.transport.write(frame)
+        self._connection.transport.write(frame)
 
     def open(self) -> None:
         """Let the manager write, and have it write what waits. Call when the protocol's first frame is out."""

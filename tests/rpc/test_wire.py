@@ -18,7 +18,7 @@ RECEIPTS = st.builds(
     UINT64,
     st.sampled_from(DeliveryState),
     st.sampled_from(Durability),
-    UINT32,
+    st.integers(0, 100),
     st.booleans(),
     st.floats(0, 4e9),
 )

@@ -51,9 +51,14 @@ class Peer:
 
     def seen(self, *pieces: bytes) -> Seen:
         """The frames, why it failed, and what was answered."""
+        events: list[Frame] = []
         for piece in pieces:
-            self.protocol.receive_data(piece)
-        events = [event for event in self.protocol.events_received() if isinstance(event, Frame)]
+            text = self.protocol.take_text(piece)
+            if text is None:
+                self.protocol.receive_data(piece)
+            else:
+                events.append(Frame(Opcode.TEXT, text))
+            events += [event for event in self.protocol.events_received() if isinstance(event, Frame)]
         told = [(event.opcode, bytes(event.data), event.fin) for event in events]
         return told, self.failed, b"".join(self.protocol.data_to_send())
 
