@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from sidecar.core.deliveries import Closing, InboundMessage
-from sidecar.core.errors import ErrorReason, ResourceExhausted, SidecarError, Unavailable
-from sidecar.core.inbox import MAX_REPEATS, Inbox, Known, fingerprint_of
+from sidecar.core.errors import ErrorReason, SidecarError, Unavailable
+from sidecar.core.inbox import Inbox, Known, fingerprint_of
 from sidecar.core.stored import MessageIdentity, StoredInbound
 from sidecar.core.streams import ResponseStreams
 
@@ -85,10 +85,8 @@ class Conversation:
         if known is not None:
             if known.kept:
                 answer(None, True)
-            elif len(known.waiting) >= MAX_REPEATS:
-                raise ResourceExhausted(ErrorReason.AGENT_BUSY, retry_after_s=1.0)
             else:
-                known.waiting.append(answer)
+                known.wait(answer)
             return
         queue = self._agents.reserve(self._context, message)
         number = inbox.last_number = inbox.last_number + 1

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
-from sidecar.core.errors import AlreadyExists, ErrorReason
+from sidecar.core.errors import AlreadyExists, ErrorReason, ResourceExhausted
 from sidecar.core.stored import MessageIdentity
 
 if TYPE_CHECKING:
@@ -31,13 +31,20 @@ class Known:
         self.fingerprint = fingerprint
         self.number = number
         self.kept = kept
-        self.waiting: list[Answer] = []
+        self.waiting: list[Answer] | None = None
+
+    def wait(self, answer: Answer) -> None:
+        """A repeat waits for the store as well. Raises AGENT_BUSY for one too many."""
+        waiting = self.waiting = self.waiting or []
+        if len(waiting) >= MAX_REPEATS:
+            raise ResourceExhausted(ErrorReason.AGENT_BUSY, retry_after_s=1.0)
+        waiting.append(answer)
 
     def answer(self, error: SidecarError | None) -> None:
         """The store has answered: so are the repeats."""
         self.kept = error is None
-        waiting, self.waiting = self.waiting, []
-        for answer in waiting:
+        waiting, self.waiting = self.waiting, None
+        for answer in waiting or ():
             answer(error, error is None)
 
 
