@@ -14,7 +14,7 @@ import grpc
 
 from benchmarks.acks import ACKS_PER_SECOND
 from benchmarks.load import DELIVER, Call, open_lanes, receipts_of
-from benchmarks.measure import Window, compare, median_cost, quantile, window
+from benchmarks.measure import Comparison, Window, compare, median_cost, quantile, window
 from benchmarks.results import Result, compared_windows
 from benchmarks.servers import RunFailed, Server, running_floor, running_sidecar
 from benchmarks.sockets import Crowd
@@ -32,8 +32,8 @@ TICK_S: Final = 0.005
 MOST_A_FRAME: Final = 1_000
 WINDOW_S: Final = 1.0
 QUICK_WINDOW_S: Final = 0.25
-SHORTEST: Final = 0.8
-"""Windows whose median pace is below this share of the rate fail the run: it was another load."""
+ON_TIME: Final = 0.95
+"""Windows whose median pace is below this share of the rate were another load: the note says so."""
 
 PROBE_S, HOLD_S = 3.0, 30.0
 QUICK_PROBE_S, QUICK_HOLD_S = 0.25, 3.0
@@ -141,8 +141,6 @@ async def token_streams(plan: Plan) -> list[Result]:
         comparison = await compare(
             plan.triples(), lambda: floor.measure(rate, seconds), lambda: ours.measure(rate, seconds)
         )
-    check_pace(comparison.floor, rate)
-    check_pace(comparison.ours, rate)
     probe_s, hold_s, steps = (QUICK_PROBE_S, QUICK_HOLD_S, QUICK_STEPS) if plan.quick else (PROBE_S, HOLD_S, STEPS)
     async with tokens(running_sidecar(), users, AckingTokenClient) as acking:
         held, lost = await highest(acking, FIRST / median_cost(comparison.ours), probe_s, hold_s, steps)
@@ -150,17 +148,25 @@ async def token_streams(plan: Plan) -> list[Result]:
     title = f"Token streams, {users:,} users, {PER_USER:.0f} messages a second to each"
     return [
         compared_windows(
-            "token-streams", f"{title}: CPU a message", comparison, note=f"{a_frame:.0f} messages a frame"
+            "token-streams",
+            f"{title}: CPU a message",
+            comparison,
+            note=f"{a_frame:.0f} messages a frame{pace(comparison, rate)}",
         ),
         _told(f"Token streams, {users:,} users", held, lost, hold_s),
     ]
 
 
-def check_pace(windows: Sequence[Window], rate: float) -> None:
-    """Raise RunFailed unless most of the windows went at about that rate."""
-    reached = quantile(sorted(measured.rate for measured in windows), 0.5)
-    if reached < SHORTEST * rate:
-        raise RunFailed(f"{rate:,.0f} messages a second were not sent, but {reached:,.0f}")
+def pace(comparison: Comparison[Window], rate: float) -> str:
+    """What each side reached of the rate, where either fell behind it: this machine is too slow for it."""
+    floor, ours = (_median_rate(windows) for windows in (comparison.floor, comparison.ours))
+    if min(floor, ours) >= ON_TIME * rate:
+        return ""
+    return f"; of {rate:,.0f} a second the floor took {floor:,.0f} and the sidecar {ours:,.0f} here"
+
+
+def _median_rate(windows: Sequence[Window]) -> float:
+    return quantile(sorted(measured.rate for measured in windows), 0.5)
 
 
 class Holds(Protocol):
