@@ -32,8 +32,8 @@ help: ## list the commands
 
 install: $(VENV)/.runtime ## build .venv from the lock file, with the project in it
 
-run: install ## install, then serve in development mode
-	$(BIN)/sidecar serve --dev
+run: install ## install, then serve in development mode (ARGS=--no-agent: the page, for an agent of your own)
+	$(BIN)/sidecar serve --dev $(ARGS)
 
 test: $(VENV)/.dev ## install, then run the whole suite and ask for its coverage (ARGS="...": that part of it alone)
 ifeq ($(strip $(ARGS)),)

@@ -312,7 +312,7 @@ class Sidecar:
         return Instant(self._clock.monotonic(), self._clock.time())
 
 
-def run(config: Config, development: bool = False) -> int:
+def run(config: Config, *, development: bool = False, demo_agent: bool = True) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit code; raises SettingError or StartError when it cannot start."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # memory holds payloads and keys
     with ExitStack() as stack:
@@ -321,7 +321,7 @@ def run(config: Config, development: bool = False) -> int:
             from sidecar.development import Development
 
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sidecar-dev-")))
-            made_up = Development(config, folder)
+            made_up = Development(config, folder, demo_agent=demo_agent)
             config = made_up.config
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve(Sidecar(config, made_up), made_up))

@@ -51,9 +51,16 @@ def main() -> None:
 @main.command()
 @config_option
 @click.option("--dev", "development", is_flag=True, help="Development: loopback only, made-up keys, a demo page.")
+@click.option(
+    "--agent/--no-agent",
+    default=True,
+    help="In development: run the demo page's own agent, or attach one.",
+)
 @click.pass_context
-def serve(ctx: click.Context, config_file: Path | None, development: bool) -> None:
+def serve(ctx: click.Context, config_file: Path | None, development: bool, agent: bool) -> None:
     """Run the sidecar until SIGTERM."""
+    if not (agent or development):
+        raise click.UsageError("--no-agent goes with --dev")
     from sidecar.config import development_config
     from sidecar.logs import configure_logging
 
@@ -71,7 +78,7 @@ def serve(ctx: click.Context, config_file: Path | None, development: bool) -> No
 
     from sidecar.app import run
 
-    ctx.exit(exit_code_of(lambda: run(config, development)))
+    ctx.exit(exit_code_of(lambda: run(config, development=development, demo_agent=agent)))
 
 
 @main.command("check-config")

@@ -35,8 +35,11 @@ AGENT_ATTACHED: Final = "demo agent attached\n"
 class Development:
     """What a sidecar with `--dev` has beside the others. Everything it makes up lives in `folder` (mode 0700)."""
 
-    def __init__(self, config: Config, folder: Path) -> None:
-        """Raises ConfigError when the settings would let development mode leave loopback."""
+    def __init__(self, config: Config, folder: Path, *, demo_agent: bool = True) -> None:
+        """Raises ConfigError when the settings would let development mode leave loopback.
+
+        Without `demo_agent` the page waits for an agent that somebody attaches.
+        """
         self.service_token = secrets.token_urlsafe(24)
         self._key_file = folder / "user-token.key"
         config = development_config(config)
@@ -49,6 +52,7 @@ class Development:
         if "audit" not in config.model_fields_set:
             config = config.model_copy(update={"audit": AuditSettings(path=folder / "audit.jsonl")})
         self.config = config
+        self._demo_agent = demo_agent
         self._agent: asyncio.subprocess.Process | None = None
         self._addresses: dict[str, str] = {}
 
@@ -59,7 +63,8 @@ class Development:
     async def start(self, ops: OpsEdge, websocket_port: int, grpc_target: str) -> None:
         """Start the demo agent, then open the page that talks to it. Raises StartError."""
         websocket_url = f"ws://{self.config.websocket.address.host}:{websocket_port}/v1/connect"
-        await self._start_agent(grpc_target)
+        if self._demo_agent:
+            await self._start_agent(grpc_target)
         ops.open_development(DevelopmentSite(websocket_url, self.mint_user_token))
         self._addresses = {
             "open": f"http://127.0.0.1:{ops.port}/",

@@ -172,6 +172,12 @@ def test_serve_refuses_what_it_is_not_fit_for(arguments: list[str], environ: dic
     assert sidecar("serve", *arguments, **environ) == Done(78, "", line + "\n")
 
 
+def test_only_development_has_an_agent_to_leave_out() -> None:
+    done = invoke("serve", "--no-agent")
+    assert done.exit_code == 2
+    assert "--no-agent goes with --dev" in done.output
+
+
 def test_the_exit_code_is_the_sidecar_s_own() -> None:
     assert exit_code_of(lambda: 7) == 7
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, ViewportSize, WebSocketRoute, expect
 
-from tests.integration.demo_tabs import ANSWER_TIMEOUT_MS, NARROW, WIDE, Demo, Tab, browser, demo, open_tab
+from tests.support.demo_tabs import ANSWER_TIMEOUT_MS, NARROW, WIDE, Demo, Tab, browser, demo, open_tab
 
 __all__ = ["browser", "demo"]
 

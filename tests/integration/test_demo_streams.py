@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, expect
 
-from tests.integration.demo_tabs import ANSWER_TIMEOUT_MS, WIDE, Demo, browser, demo, open_tab
+from tests.support.demo_tabs import ANSWER_TIMEOUT_MS, WIDE, Demo, browser, demo, open_tab
 
 __all__ = ["browser", "demo"]
 

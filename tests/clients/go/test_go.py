@@ -13,14 +13,17 @@ from typing import Any, Final
 
 import aiohttp
 import pytest
+from playwright.async_api import Browser
 
 import sidecar
 from sidecar_client import Message
 from tests.clients.go.project import CLIENT, GO, MODULE, ROOT, Published, beside, build, go
 from tests.clients.python.agents import answer_of, text_of, user_of, within
+from tests.support.demo_tabs import assert_serves_the_page, browser
 from tests.support.running import RunningSidecar, running_sidecar
 from tests.support.tools import lacking
 
+__all__ = ["browser"]
 README: Final = (CLIENT / "README.md").read_text(encoding="utf-8")
 BLOCKS: Final = re.findall(r"^```go\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 DRIVER: Final = """package main
@@ -213,6 +216,11 @@ async def test_the_agent_example(sidecar_process: RunningSidecar, programs: Path
             while word.event == "agent.word":
                 word = await within(anext(bob))
             assert (word.event, word.data["words"] >= 1) == ("agent.stopped", True)
+
+
+@pytest.mark.browser
+async def test_the_agent_example_behind_the_page(browser: Browser, programs: Path, tmp_path: Path) -> None:
+    await assert_serves_the_page(browser, tmp_path, programs / "agent_go")
 
 
 @asynccontextmanager

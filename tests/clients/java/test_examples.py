@@ -9,14 +9,19 @@ import re
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from playwright.async_api import Browser
 
 from tests.clients.java.maven import FAST_START, ROOT
 from tests.clients.python.agents import answer_of, text_of, user_of, within
+from tests.support.demo_tabs import assert_serves_the_page, browser
 from tests.support.running import RunningSidecar
+
+__all__ = ["browser"]
 
 pytestmark = [pytest.mark.usefixtures("built"), pytest.mark.timeout(600)]
 
@@ -60,6 +65,11 @@ async def test_the_agent(sidecar: RunningSidecar) -> None:
         verdict: Any = await within(anext(alice))
         assert verdict.event == "agent.verdict"
         assert verdict.data == {"code": "PERMISSION_DENIED", "reason": "ISOLATION_VIOLATION"}
+
+
+@pytest.mark.browser
+async def test_the_agent_behind_the_page(browser: Browser, tmp_path: Path) -> None:
+    await assert_serves_the_page(browser, tmp_path, *COMMAND, ROOT / "examples/agent_java/target/agent.jar")
 
 
 async def test_what_a_page_says_is_not_trusted_to_be_anything(sidecar: RunningSidecar) -> None:

@@ -10,12 +10,16 @@ from typing import Any
 
 import aiohttp
 import pytest
+from playwright.async_api import Browser
 
 from sidecar_client import Message, UserConnection
 from tests.clients.node.conftest import ROOT
-from tests.clients.node.programs import running
+from tests.clients.node.programs import STRICTLY, running
 from tests.clients.python.agents import answer_of, text_of, user_of
+from tests.support.demo_tabs import assert_serves_the_page, browser
 from tests.support.running import RunningSidecar
+
+__all__ = ["browser"]
 
 pytestmark = pytest.mark.timeout(180)  # the first installs the project
 
@@ -23,7 +27,7 @@ pytestmark = pytest.mark.timeout(180)  # the first installs the project
 def example(project: Path, name: str) -> Path:
     """That example, where it finds what was packed."""
     folder = project / name
-    shutil.copytree(ROOT / "examples" / name, folder, ignore=shutil.ignore_patterns("node_modules"))
+    shutil.copytree(ROOT / "examples" / name, folder, ignore=shutil.ignore_patterns("node_modules"), dirs_exist_ok=True)
     return folder
 
 
@@ -74,6 +78,12 @@ async def test_the_agents_attack_fails(sidecar: RunningSidecar) -> None:
         verdict = await message(alice)
         assert verdict.data == {"code": "PERMISSION_DENIED", "reason": "ISOLATION_VIOLATION"}
         assert await bob.frames_before_answer_to("probe") == []
+
+
+@pytest.mark.browser
+async def test_the_agent_behind_the_page(browser: Browser, project: Path, tmp_path: Path) -> None:
+    folder = example(project, "agent_node")
+    await assert_serves_the_page(browser, tmp_path, *STRICTLY, folder / "main.js")
 
 
 # The HTTP service

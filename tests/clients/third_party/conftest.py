@@ -14,7 +14,7 @@ from tests.clients.third_party.browser_client import BrowserClient, origin
 from tests.clients.third_party.clients import Client
 from tests.clients.third_party.node_client import NodeClient, install
 from tests.clients.third_party.python_client import PythonClient
-from tests.integration.demo_tabs import CHROMIUM, CHROMIUM_FLAGS
+from tests.support.demo_tabs import CHROMIUM, CHROMIUM_FLAGS
 from tests.support.running import RunningSidecar, running_sidecar
 from tests.support.tools import lacking
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -9,7 +10,9 @@ import signal
 import subprocess
 import sys
 import threading
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,6 +70,8 @@ class Demo(NamedTuple):
     """A running `sidecar serve --dev`."""
 
     url: str
+    grpc_target: str
+    service_token: str
     audit_path: Path
 
     def audit_records(self, event: str) -> list[dict[str, Any]]:
@@ -77,7 +82,13 @@ class Demo(NamedTuple):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    folder = tmp_path_factory.mktemp("demo")
+    with running_demo(tmp_path_factory.mktemp("demo")) as running:
+        yield running
+
+
+@contextmanager
+def running_demo(folder: Path, *options: str) -> Iterator[Demo]:
+    """`sidecar serve --dev` with these options beside, until the block ends: with 0."""
     loopback = "127.0.0.1:0"
     environment = os.environ | {
         "SIDECAR_WEBSOCKET__LISTEN": loopback,
@@ -85,31 +96,35 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
         "SIDECAR_OPS__LISTEN": loopback,
         "SIDECAR_AUDIT__PATH": str(folder / "audit.jsonl"),
     }
-    command = [sys.executable, "-m", "sidecar", "serve", "--dev"]
+    command = [sys.executable, "-m", "sidecar", "serve", "--dev", *options]
     with (folder / "errors").open("w+") as errors:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True, bufsize=1
         )
         try:
-            yield Demo(_page_url(process, folder / "errors"), folder / "audit.jsonl")
+            told = _announcement(process, folder / "errors")
+            yield Demo(told["open"], told["grpc"], told["service token"], folder / "audit.jsonl")
         finally:
             process.send_signal(signal.SIGTERM)
             _, code = process.communicate(timeout=30), process.returncode
         assert code == 0, (folder / "errors").read_text()
 
 
-def _page_url(process: subprocess.Popen[str], errors: Path) -> str:
-    """The address on the line `open http://…` of its output."""
+def _announcement(process: subprocess.Popen[str], errors: Path) -> dict[str, str]:
+    """What it prints when it serves, by its names; the service token comes last."""
     assert process.stdout is not None
     kill = threading.Timer(START_TIMEOUT_S, process.kill)
     kill.start()
+    told: dict[str, str] = {}
     try:
         for line in process.stdout:
-            if line.startswith("open http://127.0.0.1:"):
-                return line.removeprefix("open ").strip()
+            name, _, value = line.strip().rpartition(" ")
+            told[name] = value
+            if name == "service token":
+                return told
     finally:
         kill.cancel()
-    raise AssertionError(f"no page to open: {errors.read_text()}")
+    raise AssertionError(f"it does not serve: {errors.read_text()}")
 
 
 @pytest.fixture
@@ -174,3 +189,39 @@ async def open_tab(context: BrowserContext, demo: Demo, user: str) -> Tab:
     await tab.open(f"{demo.url}?user={user}")
     await tab.connected()
     return tab
+
+
+async def assert_serves_the_page(browser: Browser, folder: Path, *command: str | Path) -> None:
+    """That agent, attached to a sidecar without one, is all that the page needs: an answer, a stop, an attack."""
+    with running_demo(folder, "--no-agent") as demo:
+        context = await browser.new_context(viewport=WIDE)
+        tab = await open_tab(context, demo, "ada")
+        await tab.ask("is anybody there?")
+        await expect(tab["answer-note"]).to_contain_text("NO_AGENT")
+        async with _attached(demo, *command):
+            await tab.ask("what is a token?")
+            answer = await tab.answered()
+            assert answer.startswith("Hello ada. You asked: “what is a token?” A context token says where"), answer
+            await tab.ask("what happens when I press stop?")
+            await expect(tab["answer-text"].last).to_contain_text("stop")
+            await tab["stop"].last.click()
+            await expect(tab["answer-note"].last).to_contain_text("stopped: the agent has ended after")
+            assert await tab.attack() == ("PERMISSION_DENIED", "ISOLATION_VIOLATION")
+            await tab.page.screenshot(path=folder / "page.png", full_page=True)
+        assert tab.complaints == []
+        assert len(demo.audit_records("isolation_violation")) == 1
+        await context.close()
+
+
+@asynccontextmanager
+async def _attached(demo: Demo, *command: str | Path) -> AsyncIterator[None]:
+    """An agent's process, from what it says when it is attached to the end of the block."""
+    told = {"SIDECAR_GRPC_ENDPOINT": demo.grpc_target, "SIDECAR_SERVICE_TOKEN": demo.service_token}
+    agent = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, env=os.environ | told)
+    assert agent.stdout is not None
+    try:
+        assert await asyncio.wait_for(agent.stdout.readline(), START_TIMEOUT_S) == b"demo agent attached\n"
+        yield
+    finally:
+        agent.terminate()
+        await asyncio.wait_for(agent.wait(), START_TIMEOUT_S)
