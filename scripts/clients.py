@@ -5,15 +5,19 @@ A client whose tools are missing is passed over by name; with SIDECAR_TEST_NO_SK
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
+LOCKS: Final = ROOT / "build" / "clients"
 Commands = tuple[tuple[str, ...], ...]
 NPM_CI: Final = ("npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts")
 
@@ -61,9 +65,23 @@ CLIENTS: Final = {
 COMMANDS: Final = ("build", "check", "generate")
 
 
-def build(name: str) -> None:
-    """Build one client and its conformance runner; quick where nothing has changed. Raises CalledProcessError."""
-    _run(name, "build")
+def build(name: str) -> Path:
+    """Build one client and its conformance runner; quick where nothing has changed. Returns the client's folder.
+
+    Raises CalledProcessError.
+    """
+    with building(name):
+        _run(name, "build")
+    return ROOT / "clients" / name
+
+
+@contextmanager
+def building(name: str) -> Iterator[None]:
+    """One process at a time builds a client: the others wait for it."""
+    LOCKS.mkdir(parents=True, exist_ok=True)
+    with (LOCKS / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _run(name: str, command: str) -> None:

@@ -102,7 +102,7 @@ class Sidecar:
         self.audit = JsonLinesAuditTrail(config.audit.path, clock)
         self._floods = Refusals(self.audit, clock)
         self._contexts = ConnectionContextFactoryManager(self._keys.isolation_secret, self.audit, random_hexadecimal)
-        writes = WriteBatch()
+        writes = WriteBatch(_write_failed)
         self._store = building.outbox_store(config, writes)
         self.factory = WebSocketManagerFactory(
             building.limits_of(config),
@@ -325,6 +325,10 @@ def run(config: Config, *, development: bool = False, demo_agent: bool = True) -
             config = made_up.config
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve(Sidecar(config, made_up), made_up))
+
+
+def _write_failed(bug: Exception) -> None:
+    logger.error("a socket could not be written", error=type(bug).__name__)
 
 
 async def _serve(sidecar: Sidecar, development: Development | None) -> int:

@@ -121,7 +121,7 @@ def outbox_store(config: Config, writes: WriteBatch) -> MemoryOutboxStore | Sqli
         exists = storage.path.exists() and storage.path.stat().st_size > 0
     key = load_storage_key(storage.key_file, store_exists=exists)
     try:
-        return SqliteOutboxStore(storage.path, key, writes=writes)
+        return SqliteOutboxStore(storage.path, key, writes)
     except StoreUnusable as error:
         raise SettingError(error.setting, error.rule) from None
     except StoreInUse:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import sys
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from clients.conformance.runners import Runner
 from scripts.clients import ROOT, build
 
 SERVICE, USER = "service", "user"
-BUILD_FOLDER: Final = ROOT / "build" / "clients"
 
 
 @dataclass(frozen=True)
@@ -38,10 +36,7 @@ class Language:
     def start(self, errors: Path) -> Runner:
         """Its runner, built before if it has to be: once, whoever asks at the same time."""
         if self.builds:
-            BUILD_FOLDER.mkdir(parents=True, exist_ok=True)
-            with (BUILD_FOLDER / f"{self.builds}.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                build(self.builds)
+            build(self.builds)
         return Runner(self.command, self.folder, errors)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
 
@@ -69,28 +69,34 @@ async def ask(
     x_context_token: Annotated[str, Header()],
     tasks: BackgroundTasks,
 ) -> dict[str, str]:
-    """Answers later, to the context that the page's token names, which must be the signed-in user's own."""
+    """Answers to the context that the page's token names, which must be the signed-in user's own."""
     sidecar: AsyncSidecarClient = request.app.state.sidecar
     context = await sidecar.get_context(x_context_token)
-    if context.context.user_id != user_id:
-        raise HTTPException(403, "that token is somebody else's")
     stream_id = secrets.token_hex(16)
-    tasks.add_task(answer, sidecar, context.isolation_key, x_context_token, user_id, stream_id, asked.question)
+    words = answer(sidecar, context.isolation_key, x_context_token, user_id, stream_id, asked.question)
+    await anext(words)  # what the sidecar refuses, it refuses here: the page is told
+    tasks.add_task(finish, words)
     return {"stream_id": stream_id}
 
 
 async def answer(
     sidecar: AsyncSidecarClient, isolation_key: str, context_token: str, user_id: str, stream_id: str, question: str
-) -> None:
-    """Streams the answer word by word; stops when the user has heard enough, or is gone."""
+) -> AsyncGenerator[None]:
+    """Sends the answer, a word each time it is asked to go on."""
     words = [f"{word} " for word in f"You asked: {question}".split()]
+    for index, word in enumerate([*words, ""]):
+        state = StreamState.OPEN if index < len(words) else StreamState.END
+        place = StreamPlace(stream_id, index, state)
+        await sidecar.send_to_user(
+            isolation_key, context_token, json=word, event_type="answer", expected_user_id=user_id, stream=place
+        )
+        yield
+
+
+async def finish(words: AsyncGenerator[None]) -> None:
+    """Sends the rest; stops when the user has heard enough, or is gone."""
     try:
-        for index, word in enumerate([*words, ""]):
-            state = StreamState.OPEN if index < len(words) else StreamState.END
-            place = StreamPlace(stream_id, index, state)
-            await sidecar.send_to_user(
-                isolation_key, context_token, json=word, event_type="answer", expected_user_id=user_id, stream=place
-            )
+        async for _ in words:
             await asyncio.sleep(PAUSE_S)  # a model would be thinking
     except (StreamCancelled, ManagerGone) as over:
         logger.info("nobody listens any more: %s", over.reason)

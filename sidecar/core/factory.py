@@ -15,13 +15,13 @@ from sidecar.core.manager import IsolatedWebSocketManager, ManagerPorts
 from sidecar.core.message import Instant
 from sidecar.core.ports import AuditEvent
 from sidecar.core.statistics import FactoryStatistics, SecurityCounters
-from sidecar.core.writes import WriteBatch
 
 if TYPE_CHECKING:
     from sidecar.core.identity import UserExecutionContext, UserIdentity
     from sidecar.core.limits import Limits, UserAccount
     from sidecar.core.ports import Clock, Encoder, OutboxStore, OwnerDirectory, Randomness
     from sidecar.core.stored import RestoredContext
+    from sidecar.core.writes import WriteBatch
 
 
 class WebSocketManagerFactory:
@@ -36,12 +36,12 @@ class WebSocketManagerFactory:
         clock: Clock,
         counters: SecurityCounters,
         randomness: Randomness,
+        writes: WriteBatch,
         agents: AgentRegistry | None = None,
-        writes: WriteBatch | None = None,
     ) -> None:
         self.limits = limits
         self.agents = agents or AgentRegistry(randomness)
-        self.writes = writes or WriteBatch()
+        self.writes = writes
         self.draining = False
         self._resources = UserLevelResourceManager(limits)
         self._ports = ManagerPorts(self._resources, store, self.agents, self._forget, self._schedule, self.writes)

@@ -5,6 +5,7 @@ A step is what runs between two turns of the event loop, so that nothing is held
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
@@ -21,13 +22,14 @@ class Held(Protocol):
 class WriteBatch:
     """Entered for a step in which many messages are accepted; sockets write what they held at its end.
 
-    Steps may enter it again from within: the outermost decides. The last write of a socket that fails costs no other
-    socket anything; it is raised when all have written.
+    Steps may enter it again from within: the outermost decides. A socket that fails to write costs neither the others
+    nor the step anything: `on_failure` is told.
     """
 
-    __slots__ = ("_depth", "_held", "holding")
+    __slots__ = ("_depth", "_held", "_on_failure", "holding")
 
-    def __init__(self) -> None:
+    def __init__(self, on_failure: Callable[[Exception], None]) -> None:
+        self._on_failure = on_failure
         self.holding = False
         """Sockets may hold what they are given now."""
         self._depth = 0
@@ -48,11 +50,8 @@ class WriteBatch:
             return
         self.holding = False
         held, self._held = self._held, []
-        failure = None
         for socket in held:
             try:
                 socket.flush()
-            except Exception as bug:  # noqa: BLE001 - raised below
-                failure = bug
-        if failure is not None:
-            raise failure
+            except Exception as bug:  # noqa: BLE001 - told
+                self._on_failure(bug)

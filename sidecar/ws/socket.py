@@ -88,8 +88,13 @@ class ClientSocket:
     def flush(self) -> None:
         """Write what was held back."""
         held, self._held = self._held, None
-        if held and not self.lost:
+        if not held or self.lost:
+            return
+        try:
             self._write_held(held)
+        except Exception:
+            self._connection.abort()  # it lacks what was held: its client comes back for that
+            raise
 
     def _write_held(self, held: list[bytes]) -> None:
         self._connection.transport.write(held[0] if len(held) == 1 else b"".join(held))

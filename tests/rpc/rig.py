@@ -46,7 +46,7 @@ from sidecar.security.refusals import Refusals
 from sidecar.security.service_auth import UNRESTRICTED, ServiceAuthenticator, ServiceCredential, ServiceIdentity
 from sidecar.security.user_tokens import IssuerSettings, UserTokenVerifier, mint_user_token
 from sidecar.storage.memory import MemoryOutboxStore
-from tests.support.doubles import FakeClock, RecordingSocket, TextEncoder
+from tests.support.doubles import FakeClock, RecordingSocket, TextEncoder, strict_writes
 
 ISSUER = "https://id.test"
 AUDIENCE = "chat"
@@ -151,6 +151,7 @@ class Rig:
             clock=self.clock,
             counters=self.counters,
             randomness=secrets.token_hex,
+            writes=strict_writes(),
         )
         key_set = hmac_key_set(USER_SECRET)
         self.users = UserTokenVerifier([IssuerSettings(ISSUER, AUDIENCE, ("HS256",), key_set)], self.clock)

@@ -17,7 +17,14 @@ from sidecar.core.message import Message, PendingReceipt, Receipt
 from sidecar.core.ports import Encoder, OutboxStore, OwnerDirectory
 from sidecar.core.statistics import SecurityCounters
 from sidecar.storage.memory import MemoryOutboxStore
-from tests.support.doubles import CountingRandomness, FakeClock, RecordingAudit, RecordingSocket, TextEncoder
+from tests.support.doubles import (
+    CountingRandomness,
+    FakeClock,
+    RecordingAudit,
+    RecordingSocket,
+    TextEncoder,
+    strict_writes,
+)
 
 SECRET = b"an isolation secret of 32 bytes."
 NO_HANDSHAKE = Handshake(None, {})
@@ -68,6 +75,7 @@ class Core:
             clock=self.clock,
             counters=self.counters,
             randomness=self.randomness,
+            writes=strict_writes(),
         )
         self._attach_ids = count(1)
 

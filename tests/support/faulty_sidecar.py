@@ -67,6 +67,7 @@ class FaultySidecar(Sidecar):
             clock=self._clock,
             counters=self._counters,
             randomness=random_hexadecimal,
+            writes=self.factory.writes,
         )
         return super()._rpc_edge()
 

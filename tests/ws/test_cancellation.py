@@ -27,7 +27,7 @@ from sidecar.ws.handshake import Offer
 from sidecar.ws.resume_tokens import digest_of, new_resume_token
 from sidecar.ws.session import JsonSession
 from sidecar.ws.socket import ClientSocket
-from tests.support.doubles import LaterStore, RecordingSocket
+from tests.support.doubles import LaterStore, RecordingSocket, strict_writes
 from tests.ws.harness import USUAL_HEADERS, Harness, until
 
 WRITTEN, KEPT, LAST = 4, 8, 16
@@ -98,6 +98,7 @@ class Counter:
             clock=harness.clock,
             counters=harness.counters,
             randomness=secrets.token_hex,
+            writes=strict_writes(),
         )
         self.ports = replace(harness.edge._ports, factory=self.factory)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 from sidecar.core.close_codes import CloseCode, catalogued
 from sidecar.core.writes import WriteBatch
 from sidecar.ws.socket import MAX_HELD_BYTES, ClientSocket
-from tests.support.doubles import FakeClock
+from tests.support.doubles import FakeClock, strict_writes
 from tests.ws.harness import Harness
 
 if TYPE_CHECKING:
@@ -22,17 +23,20 @@ class Line:
 
     def __init__(self) -> None:
         self.writes: list[bytes] = []
-        self.transport = self
+        self.transport: Any = self
 
     def write(self, data: bytes) -> None:
         self.writes.append(data)
+
+    def abort(self) -> None:
+        self.writes.append(b"abort")
 
     def begin_close(self, close: Close) -> None:
         self.writes.append(b"close %d" % close.code)
 
 
 def made() -> tuple[ClientSocket, Line, WriteBatch]:
-    line, writes = Line(), WriteBatch()
+    line, writes = Line(), strict_writes()
     socket = ClientSocket(cast("EdgeConnection", line), "a-1", FakeClock(), writes)
     socket.open()
     return socket, line, writes
@@ -102,6 +106,22 @@ def test_nothing_is_written_to_a_connection_that_is_gone() -> None:
         socket.write(b"1")
         socket.connection_ended(1006)
     assert line.writes == []
+
+
+def test_a_write_that_fails_costs_its_connection() -> None:
+    failures: list[Exception] = []
+    line, writes, bug = Line(), WriteBatch(failures.append), RuntimeError("broken")
+
+    def fail(_: bytes) -> None:
+        raise bug
+
+    socket = ClientSocket(cast("EdgeConnection", line), "a-1", FakeClock(), writes)
+    socket.open()
+    with writes:
+        socket.write(b"1")
+        line.transport = SimpleNamespace(write=fail)
+    assert failures == [bug]
+    assert line.writes == [b"abort"]
 
 
 async def test_what_a_step_gathered_arrives_whole_and_in_order_before_its_close(edge: Harness) -> None:

@@ -15,7 +15,6 @@ import structlog
 
 from sidecar.core.errors import ErrorReason, Unavailable
 from sidecar.core.message import Durability
-from sidecar.core.writes import WriteBatch
 from sidecar.storage.sqlite.batch import Batch, NewContext, NewMessage, NewState
 from sidecar.storage.sqlite.database import load, open_database
 from sidecar.storage.sqlite.errors import StoreUnusable
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from sidecar.core.outbox import OutboxEntry
     from sidecar.core.ports import Confirmed
     from sidecar.core.stored import MessageIdentity, StoredContext, StoredInbound, StoredState
+    from sidecar.core.writes import WriteBatch
 
 logger = structlog.get_logger("sidecar.storage")
 
@@ -66,9 +66,7 @@ class SqliteOutboxStore:
     durability = Durability.DISK
     survives = True
 
-    def __init__(
-        self, path: Path, key: bytes, opening: Opening = open_database, *, writes: WriteBatch | None = None
-    ) -> None:
+    def __init__(self, path: Path, key: bytes, writes: WriteBatch, opening: Opening = open_database) -> None:
         """Open the file, made where there is none. `key` has 32 bytes. Blocking. Raises StoreUnusable, StoreInUse."""
         seal = Seal(key)
         connection = opening(path, seal)
@@ -93,7 +91,7 @@ class SqliteOutboxStore:
         self._flush_timer: asyncio.TimerHandle | None = None
         self._truncate_timer: asyncio.TimerHandle | None = None
         self._failing = False
-        self._writes = writes or WriteBatch()
+        self._writes = writes
 
     def restore(self, adopt: Adopt) -> None:
         """Hand over each context that the file holds, once; one that is not adopted is disposed of."""

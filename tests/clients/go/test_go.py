@@ -19,6 +19,7 @@ import sidecar
 from sidecar_client import Message
 from tests.clients.go.project import CLIENT, GO, MODULE, ROOT, Published, beside, build, go
 from tests.clients.python.agents import answer_of, text_of, user_of, within
+from tests.support.away import full_outbox
 from tests.support.demo_tabs import assert_serves_the_page, browser
 from tests.support.running import RunningSidecar, running_sidecar
 from tests.support.tools import lacking
@@ -261,3 +262,6 @@ async def test_the_http_example(sidecar_process: RunningSidecar, programs: Path)
         ]:
             pass  # each look is a call that takes its turn
         assert await ask(page, token) == (410, {"reason": "MANAGER_GONE"})
+        async with sidecar_process.user("alice") as alice:
+            await full_outbox(sidecar_process, alice)
+            assert await ask(page, alice.context_token) == (429, {"reason": "OUTBOX_FULL"})

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -13,19 +10,8 @@ ROOT: Final = Path(__file__).resolve().parents[3]
 JAVA: Final = ROOT / "clients" / "java"
 LIBRARIES: Final = JAVA / "conformance" / "target" / "lib"
 """The client's jar, and all that it needs."""
-TOOLS: Final = ("java", "javac", "mvn")
 FAST_START: Final = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 LOCAL_REPOSITORY: Final = Path.home() / ".m2" / "repository"
-
-
-@contextmanager
-def building() -> Iterator[None]:
-    """One build at a time: the target folders are shared by the processes of a test run."""
-    folder = ROOT / "build" / "clients"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "java.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def maven(*words: str, pom: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Final
 import pytest
 
 import sidecar_client
-from tests.clients.java.maven import FAST_START, JAVA, building, compiled, maven, repository_beside, run
+from scripts.clients import building
+from tests.clients.java.maven import FAST_START, JAVA, compiled, maven, repository_beside, run
 from tests.clients.python.agents import answer_of, text_of, user_of, within
 from tests.support.running import RunningSidecar
 
@@ -84,7 +85,7 @@ pytestmark = [pytest.mark.usefixtures("built"), pytest.mark.timeout(600)]
 
 
 def test_its_own_tests() -> None:
-    with building():
+    with building("java"):
         maven("test", pom=JAVA / "pom.xml")
 
 
@@ -134,7 +135,7 @@ async def test_the_readme(sidecar: RunningSidecar, tmp_path: Path) -> None:
 
 async def test_the_artefact_in_an_empty_project(sidecar: RunningSidecar, tmp_path: Path) -> None:
     repository = f"-Dmaven.repo.local={repository_beside(tmp_path)}"
-    with building():
+    with building("java"):
         maven("install", "-DskipTests", repository, pom=JAVA / "pom.xml")
     project = tmp_path / "project"
     (project / "src/main/java").mkdir(parents=True)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.clients.built import built as client_built
 from tests.support.running import RunningSidecar, running_sidecar
-from tests.support.tools import lacking
 
 ROOT = Path(__file__).resolve().parents[3]
 CLIENT = ROOT / "clients" / "node"
@@ -28,19 +26,8 @@ def npm(folder: Path, *words: str) -> str:
 
 @pytest.fixture(scope="session")
 def built() -> Path:
-    """The client's folder, built: by one test process at a time."""
-    for tool in ("node", "npm"):
-        if shutil.which(tool) is None:
-            lacking(f"{tool}, for the Node client,")
-    locks = ROOT / "build" / "clients"
-    locks.mkdir(parents=True, exist_ok=True)
-    with (locks / "node.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        installed = CLIENT / "node_modules" / ".package-lock.json"
-        if not installed.exists() or installed.stat().st_mtime < (CLIENT / "package-lock.json").stat().st_mtime:
-            npm(CLIENT, "ci", *QUIETLY)
-        npm(CLIENT, "run", "build")
-    return CLIENT
+    """The client's folder, built."""
+    return client_built("node")
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.web import toolchain
+from tests.clients.built import built
 from tests.support.running import RunningSidecar, running_sidecar
 
 ORIGIN = "http://app.example"
@@ -24,4 +24,4 @@ def sidecar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSidecar
 @pytest.fixture(scope="session")
 def web() -> Path:
     """The folder of the client, built."""
-    return toolchain.built()
+    return built("web")

@@ -20,8 +20,9 @@ from sidecar.core.errors import CATALOGUE, ErrorReason
 from sidecar.core.gaps import GapReason
 from sidecar.ws.handshake import JSON_PROTOCOL, PATH, RAW_PROTOCOL, Refusal
 from sidecar_client import AgentContext, InboundMessage
+from tests.clients.built import built
 from tests.clients.python.agents import agent_for, attached
-from tests.clients.web import document, toolchain
+from tests.clients.web import document
 from tests.clients.web.document import CLIENT, DOCUMENT, SIDECAR, allowed, check, found, frames, mutants, references
 from tests.support.running import RunningSidecar, Service, running_sidecar
 
@@ -34,7 +35,7 @@ FINAL = {1000, 1002, 1003, 1007, 1009}
 
 
 def meta_schema() -> Draft7Validator:
-    folder = toolchain.installed() / "node_modules" / "@asyncapi" / "specs" / "schemas"
+    folder = built("web") / "node_modules" / "@asyncapi" / "specs" / "schemas"
     return Draft7Validator(json.loads((folder / f"{DOCUMENT['asyncapi']}-without-$id.json").read_text("utf-8")))
 
 

@@ -18,6 +18,7 @@ from sidecar.storage.sqlite.database import APPLICATION_ID, open_database
 from sidecar.storage.sqlite.errors import StoreInUse, StoreUnusable
 from sidecar.storage.sqlite.store import SqliteOutboxStore
 from tests.storage.sqlite.stage import KEY, SEAL, error, read
+from tests.support.doubles import strict_writes
 
 
 def mode(path: Path) -> int:
@@ -77,7 +78,7 @@ def test_each_commit_is_synced_and_what_is_deleted_is_overwritten(tmp_path: Path
 def test_a_second_store_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "outbox.db"
     with closing(open_database(path, SEAL)), pytest.raises(StoreInUse):
-        SqliteOutboxStore(path, KEY)
+        SqliteOutboxStore(path, KEY, strict_writes())
 
 
 def test_whoever_reads_the_file_meanwhile_has_it(kept: Path) -> None:
@@ -85,7 +86,7 @@ def test_whoever_reads_the_file_meanwhile_has_it(kept: Path) -> None:
         other.execute("BEGIN")
         other.execute("SELECT * FROM messages").fetchall()
         with pytest.raises(StoreInUse):
-            SqliteOutboxStore(kept, KEY)
+            SqliteOutboxStore(kept, KEY, strict_writes())
         other.execute("COMMIT")
     assert len(read(kept).contexts) == 2
 

@@ -13,6 +13,7 @@ from sidecar.core.message import DeliveryState, Durability
 from sidecar.core.outbox import OutboxEntry, OutboxLimits
 from sidecar.storage.sqlite.store import FLUSH_S, MAX_BATCH_BYTES, MAX_BATCH_MESSAGES, SqliteOutboxStore
 from tests.storage.sqlite.stage import KEY, MANY, Stage, created, leap, leaping, one_batch, read, receipt, refusal
+from tests.support.doubles import strict_writes
 
 
 def sequences(path: Path) -> list[int]:
@@ -334,7 +335,7 @@ async def test_a_close_waits_for_what_is_under_way_and_behind_it(tmp_path: Path)
 @leaping
 async def test_a_store_that_never_started_lets_go_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "outbox.db"
-    store = SqliteOutboxStore(path, KEY)
+    store = SqliteOutboxStore(path, KEY, strict_writes())
     await store.close()
     await store.close()
     assert read(path).contexts == []

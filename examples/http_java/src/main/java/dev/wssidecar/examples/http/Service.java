@@ -49,7 +49,7 @@ final class Service {
     exchange.sendResponseHeaders(204, -1);
   }
 
-  /** Answers later, to the context that the page's token names, which must be the signed-in user's own. */
+  /** Answers to the context that the page's token names, which must be the signed-in user's own. */
   private void ask(HttpExchange exchange) throws IOException {
     // Who asks, by the service's own authentication and by nothing else.
     String userId =
@@ -61,30 +61,33 @@ final class Service {
       throw new Http.Refused(422, "that is a long question");
     }
     ContextFacts context = sidecar.getContext(contextToken);
-    if (!context.context().userId().equals(userId)) {
-      throw new Http.Refused(403, "that token is somebody else's");
-    }
     Recipient to = Recipient.of(context.isolationKey(), contextToken).expecting(userId);
     String streamId = UUID.randomUUID().toString();
-    background.execute(() -> answer(to, streamId, question));
+    String[] words = ("You asked: " + question).strip().split("\\s+");
+    send(to, streamId, words, 0); // what the sidecar refuses, it refuses here: the page is told
+    background.execute(() -> finish(to, streamId, words));
     JsonObject answer = new JsonObject();
     answer.addProperty("stream_id", streamId);
     Http.answer(exchange, 202, answer);
   }
 
-  /** Streams the answer word by word; stops when the user has heard enough, or is gone. */
-  private void answer(Recipient to, String streamId, String question) {
-    String[] words = ("You asked: " + question).strip().split("\\s+");
+  /** Sends the word of that place, or the end of the stream behind the last. */
+  private void send(Recipient to, String streamId, String[] words, int index) {
+    boolean last = index == words.length;
+    StreamState state = last ? StreamState.END : StreamState.OPEN;
+    sidecar.sendToUser(
+        to,
+        Message.text(last ? "" : words[index] + " ")
+            .withEventType("answer")
+            .withStream(new StreamPlace(streamId, index, state)));
+  }
+
+  /** Sends the rest; stops when the user has heard enough, or is gone. */
+  private void finish(Recipient to, String streamId, String[] words) {
     try {
-      for (int index = 0; index <= words.length; index++) {
-        boolean last = index == words.length;
-        Message chunk =
-            Message.text(last ? "" : words[index] + " ")
-                .withEventType("answer")
-                .withStream(
-                    new StreamPlace(streamId, index, last ? StreamState.END : StreamState.OPEN));
-        sidecar.sendToUser(to, chunk);
+      for (int index = 1; index <= words.length; index++) {
         Thread.sleep(PAUSE_MS); // a model would be thinking
+        send(to, streamId, words, index);
       }
     } catch (StreamCancelledException | ManagerGoneException over) {
       LOG.info("nobody listens any more: " + over.reason());
