@@ -6,6 +6,7 @@ Its own messages, what it cancels, its response streams, and what services are t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sidecar.core.deliveries import Closing, InboundMessage
@@ -92,15 +93,7 @@ class Conversation:
         number = inbox.last_number = inbox.last_number + 1
         identity = MessageIdentity(message.message_id, fingerprint_of(message)) if message.message_id else None
         known = None if identity is None else self._remember(identity, number)
-
-        def tell(refusal: SidecarError | None) -> None:
-            answer(refusal, False)
-            if known is not None:
-                known.answer(refusal)
-
-        def kept(error: Exception | None) -> None:
-            self._kept(queue, message, number, at, error, tell)
-
+        kept = partial(self._kept, queue, message, known, answer, number=number, at=at)
         stored = StoredInbound(number, queue.service, message, identity)
         if self._store.receive(self._context.isolation_key, stored, at, kept):
             kept(None)
@@ -124,10 +117,12 @@ class Conversation:
         self,
         queue: ContextQueue,
         message: InboundMessage,
+        known: Known | None,
+        answer: Answer,
+        error: Exception | None,
+        *,
         number: int,
         at: Instant,
-        error: Exception | None,
-        tell: Callable[[SidecarError | None], None],
     ) -> None:
         """The store has answered. A context that has ended meanwhile has no client to tell, and no row any more."""
         if self.ended:
@@ -140,7 +135,9 @@ class Conversation:
             self._agents.release(queue)
         else:
             self._agents.deliver(queue, message, at, self._taken(number))
-        tell(refusal)
+        answer(refusal, False)
+        if known is not None:
+            known.answer(refusal)
 
     def _taken(self, number: int) -> Callable[[], None]:
         return lambda: self._store.taken(self._context.isolation_key, number)

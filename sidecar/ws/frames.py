@@ -41,7 +41,8 @@ def header(first: int, length: int) -> bytes:
 
 def text_frame(payload: bytes) -> bytes:
     """One text frame; `payload` is UTF-8."""
-    return header(_TEXT, len(payload)) + payload
+    length = len(payload)
+    return (_SHORT_TEXT[length] if length < 126 else header(_TEXT, length)) + payload
 
 
 def ping_frame(payload: bytes) -> bytes:

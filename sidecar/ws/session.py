@@ -56,31 +56,26 @@ class JsonSession:
     # Frames
 
     def _take_at_once(self, data: bytes) -> bool:
-        """`_take`, but what is unforeseen is raised by this task, for who runs it: the transport would log its text."""
-        try:
-            return self._take(data)
-        except Exception as error:  # noqa: BLE001 - raised again
-            self._failure = error
-            return False
-
-    def _take(self, data: bytes) -> bool:
         """Take an `ack` or a `message` in the step in which it is read: waking this task costs more than what is done.
 
-        Everything else, what is not good, and a message behind one that waits are left to `_read`.
+        Everything else, what is not good, and a message behind one that waits are left to `_read`. What is unforeseen
+        is raised by this task, for who runs it: the transport would log its text.
         """
         manager = self._socket.manager
         if manager is None or self._socket.gone:
             return False
         try:
             frame = inbound.parse(data.decode())
+            if isinstance(frame, Acknowledge):
+                return self._acknowledge(manager, frame.sequence)
+            if isinstance(frame, ClientMessage) and not self._connection.unread:
+                self._take_message(manager, frame)
+                return True
         except (BadFrame, UnicodeDecodeError):
-            return False
-        if isinstance(frame, Acknowledge):
-            return self._acknowledge(manager, frame.sequence)
-        if not isinstance(frame, ClientMessage) or self._connection.unread:
-            return False
-        self._take_message(manager, frame)
-        return True
+            pass
+        except Exception as error:  # noqa: BLE001 - raised again
+            self._failure = error
+        return False
 
     def _acknowledge(self, manager: IsolatedWebSocketManager, sequence: int) -> bool:
         """False for one that is not good.
