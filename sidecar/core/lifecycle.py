@@ -49,6 +49,8 @@ class _SocketHealth:
 class ConnectionLifecycleManager:
     """See the module. Holds the health of each socket of one manager, and when it must next be looked at."""
 
+    __slots__ = ("_limits", "_manager", "_schedule", "_sockets")
+
     def __init__(
         self,
         manager: IsolatedWebSocketManager,

@@ -6,7 +6,7 @@ Every method is one synchronous step: the state is whole before and after it, an
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
@@ -86,6 +86,45 @@ class IsolatedWebSocketManager:
     socket.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_account",
+        "_answers_to_pass_over",
+        "_encoder",
+        "_max_message_bytes",
+        "_max_queued_bytes",
+        "_message_id_prefix",
+        "_on_end",
+        "_outcomes",
+        "_recent",
+        "_resources",
+        "_store",
+        "_unconfirmed",
+        "_writes",
+        "attempt",
+        "away_s",
+        "context",
+        "conversation",
+        "created",
+        "creation",
+        "detached_at",
+        "end_watchers",
+        "ended",
+        "ends_with_socket",
+        "epoch",
+        "isolation_key",
+        "last_activity",
+        "lifecycle",
+        "messages_failed",
+        "messages_sent",
+        "mirrors",
+        "outbox",
+        "primary",
+        "resume_digest",
+        "revoked_families",
+        "scheduled_for",
+    )
+
     def __init__(  # noqa: PLR0913 - what is fixed when a context is made
         self,
         context: UserExecutionContext,
@@ -134,7 +173,8 @@ class IsolatedWebSocketManager:
         self.creation: Creation | None = None
         self._recent = RecentMessages()
         self._outcomes: Outcomes | None = None
-        self._unconfirmed: deque[_Unconfirmed] = deque()
+        # Made with the first that the store answers later: an empty one takes up as much as all else here.
+        self._unconfirmed: deque[_Unconfirmed] | None = None
         self._answers_to_pass_over = 0
         if ports.store.survives:
             self.outbox.dropped = []
@@ -442,6 +482,8 @@ class IsolatedWebSocketManager:
             identity = MessageIdentity(message.message_id, fingerprint(message))
         if not self._store.append(self.isolation_key, self.epoch, entry, identity, at, self._confirmed):
             pending = PendingReceipt()
+            if self._unconfirmed is None:
+                self._unconfirmed = deque()
             self._unconfirmed.append(_Unconfirmed(sequence, message_id, at, pending, stream))
         if stream is not None:
             self._take_chunk(message, stream, Chunk(sequence, at, pending))
@@ -492,6 +534,7 @@ class IsolatedWebSocketManager:
             self._answers_to_pass_over -= 1
             return
         if error is None:
+            assert self._unconfirmed is not None
             first = self._unconfirmed.popleft()
             frame = self.outbox.entries[first.sequence].frame
             receipt = self._confirm(first.sequence, first.message_id, frame, first.accepted)
@@ -509,9 +552,9 @@ class IsolatedWebSocketManager:
         for one in waiting:
             one.pending.settle(None, refusal)
 
-    def _forget_unconfirmed(self) -> deque[_Unconfirmed]:
+    def _forget_unconfirmed(self) -> Sequence[_Unconfirmed]:
         """Those that wait, to be settled as failed once the manager's state is whole again."""
-        waiting, self._unconfirmed = self._unconfirmed, deque()
+        waiting, self._unconfirmed = self._unconfirmed or (), None
         for one in reversed(waiting):
             self._recent.forget(one.message_id, one.pending)
             if one.stream is not None:
