@@ -70,8 +70,7 @@ def build(name: str) -> Path:
 
     Raises CalledProcessError.
     """
-    with building(name):
-        _run(name, "build")
+    _run(name, "build")
     return ROOT / "clients" / name
 
 
@@ -86,9 +85,10 @@ def building(name: str) -> Iterator[None]:
 
 def _run(name: str, command: str) -> None:
     folder = ROOT / "clients" / name
-    for words in getattr(CLIENTS[name], command):
-        if words != NPM_CI or not _npm_is_current(folder):
-            subprocess.run(words, cwd=folder, check=True, stdin=subprocess.DEVNULL)
+    with building(name):
+        for words in getattr(CLIENTS[name], command):
+            if words != NPM_CI or not _npm_is_current(folder):
+                subprocess.run(words, cwd=folder, check=True, stdin=subprocess.DEVNULL)
 
 
 def _npm_is_current(folder: Path) -> bool:

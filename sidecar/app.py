@@ -54,8 +54,9 @@ logger = structlog.get_logger("sidecar")
 TICK_S: Final = 1.0
 PRUNE_EVERY_TICKS: Final = 60
 END_SLICE: Final = 1_000
+PYTHONS_COLLECTOR: Final = (700, 10, 10)
 COLLECTOR: Final = (700, 2, 50)
-"""Thresholds of the garbage collector: Python's (700, 10, 10), but the young are looked at in pieces of a fifth."""
+"""Thresholds of the garbage collector: each third look at the youngest is one at the young, so that none takes long."""
 
 
 class SystemClock:
@@ -102,7 +103,7 @@ class Sidecar:
         self.audit = JsonLinesAuditTrail(config.audit.path, clock)
         self._floods = Refusals(self.audit, clock)
         self._contexts = ConnectionContextFactoryManager(self._keys.isolation_secret, self.audit, random_hexadecimal)
-        writes = WriteBatch(_write_failed)
+        writes = WriteBatch()
         self._store = building.outbox_store(config, writes)
         self.factory = WebSocketManagerFactory(
             building.limits_of(config),
@@ -327,10 +328,6 @@ def run(config: Config, *, development: bool = False, demo_agent: bool = True) -
             return runner.run(_serve(Sidecar(config, made_up), made_up))
 
 
-def _write_failed(bug: Exception) -> None:
-    logger.error("a socket could not be written", error=type(bug).__name__)
-
-
 async def _serve(sidecar: Sidecar, development: Development | None) -> int:
     loop = asyncio.get_running_loop()
     stop_asked = asyncio.Event()
@@ -347,7 +344,8 @@ async def _serve(sidecar: Sidecar, development: Development | None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     await sidecar.start()
-    gc.set_threshold(*COLLECTOR)
+    if gc.get_threshold() == PYTHONS_COLLECTOR:  # other versions count otherwise
+        gc.set_threshold(*COLLECTOR)
     gc.freeze()  # what is there now stays: the collector need not walk through it for what comes and goes
     if development is not None:
         print(development.announcement(), flush=True)  # noqa: T201 - what a person at a terminal is to open

@@ -51,15 +51,11 @@ def main() -> None:
 @main.command()
 @config_option
 @click.option("--dev", "development", is_flag=True, help="Development: loopback only, made-up keys, a demo page.")
-@click.option(
-    "--agent/--no-agent",
-    default=True,
-    help="In development: run the demo page's own agent, or attach one.",
-)
+@click.option("--no-agent", is_flag=True, help="In development: leave the demo page to an agent that you attach.")
 @click.pass_context
-def serve(ctx: click.Context, config_file: Path | None, development: bool, agent: bool) -> None:
+def serve(ctx: click.Context, config_file: Path | None, development: bool, no_agent: bool) -> None:
     """Run the sidecar until SIGTERM."""
-    if not (agent or development):
+    if no_agent and not development:
         raise click.UsageError("--no-agent goes with --dev")
     from sidecar.config import development_config
     from sidecar.logs import configure_logging
@@ -78,7 +74,7 @@ def serve(ctx: click.Context, config_file: Path | None, development: bool, agent
 
     from sidecar.app import run
 
-    ctx.exit(exit_code_of(lambda: run(config, development=development, demo_agent=agent)))
+    ctx.exit(exit_code_of(lambda: run(config, development=development, demo_agent=not no_agent)))
 
 
 @main.command("check-config")

@@ -96,8 +96,11 @@ async def answer(
 async def finish(words: AsyncGenerator[None]) -> None:
     """Sends the rest; stops when the user has heard enough, or is gone."""
     try:
-        async for _ in words:
+        while True:
             await asyncio.sleep(PAUSE_S)  # a model would be thinking
+            await anext(words)
+    except StopAsyncIteration:
+        pass
     except (StreamCancelled, ManagerGone) as over:
         logger.info("nobody listens any more: %s", over.reason)
     except SidecarError as refusal:

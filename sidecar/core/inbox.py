@@ -23,7 +23,7 @@ Answer = Callable[["SidecarError | None", bool], None]
 
 
 class Known:
-    """A message that has been taken; `waiting` are repeats that came before the store had confirmed it."""
+    """A message that has been taken; `waiting`: repeats that came before the store had confirmed it, if any did."""
 
     __slots__ = ("fingerprint", "kept", "number", "waiting")
 

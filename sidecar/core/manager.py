@@ -317,7 +317,7 @@ class IsolatedWebSocketManager:
         """The primary takes more: write on where the writer stopped, in order."""
         outbox, socket = self.outbox, self.primary
         self.drop_expired(at.monotonic)  # first, so that a run of them is one gap
-        with self._writes:
+        with self._writes:  # many frames to one socket
             while socket is not None and outbox.cursor < outbox.confirmed and socket.writable:
                 entry = outbox.entries.get(outbox.cursor + 1)
                 if entry is None:

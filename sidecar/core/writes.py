@@ -5,7 +5,6 @@ A step is what runs between two turns of the event loop, so that nothing is held
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
@@ -16,27 +15,25 @@ class Held(Protocol):
     """A socket that holds frames back."""
 
     def flush(self) -> None:
-        """Write them."""
+        """Write what is held, if anything is. Never raises, for that would cost the other sockets their frames."""
 
 
 class WriteBatch:
     """Entered for a step in which many messages are accepted; sockets write what they held at its end.
 
-    Steps may enter it again from within: the outermost decides. A socket that fails to write costs neither the others
-    nor the step anything: `on_failure` is told.
+    Steps may enter it again from within: the outermost decides.
     """
 
-    __slots__ = ("_depth", "_held", "_on_failure", "holding")
+    __slots__ = ("_depth", "_held", "holding")
 
-    def __init__(self, on_failure: Callable[[Exception], None]) -> None:
-        self._on_failure = on_failure
+    def __init__(self) -> None:
         self.holding = False
         """Sockets may hold what they are given now."""
         self._depth = 0
         self._held: list[Held] = []
 
     def add(self, socket: Held) -> None:
-        """Have this socket write at the end of the step. Call once a step, while `holding`."""
+        """Have this socket write at the end of the step: while `holding`, whenever it begins to hold."""
         self._held.append(socket)
 
     def __enter__(self) -> Self:
@@ -51,7 +48,4 @@ class WriteBatch:
         self.holding = False
         held, self._held = self._held, []
         for socket in held:
-            try:
-                socket.flush()
-            except Exception as bug:  # noqa: BLE001 - told
-                self._on_failure(bug)
+            socket.flush()

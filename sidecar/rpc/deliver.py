@@ -133,7 +133,7 @@ class DeliverStream:
     async def _read_frames(self, writer: asyncio.Task[None]) -> BadRequest | None:
         """Take frames until there are no more; a frame that ends the stream ends it once all before is answered."""
         read = self._call.read
-        while (data := await (read() if self._proved else self._first_frames())) is not grpc.aio.EOF:
+        while (data := await (read() if self._proved else self._read_unproved())) is not grpc.aio.EOF:
             if writer.done():
                 break
             try:
@@ -151,7 +151,7 @@ class DeliverStream:
         """Too much is in flight, in all or in one lane: gRPC's flow control has the client wait."""
         return self._answers.unsent + self._answers.owed > MAX_UNSENT_ANSWERS or bool(self._full_lanes)
 
-    async def _first_frames(self) -> Any:
+    async def _read_unproved(self) -> Any:
         """The next frame. A stream on which no token opens a lane in time is nobody's, and takes up a place."""
         try:
             async with asyncio.timeout_at(self._first_lane_by):
@@ -283,11 +283,12 @@ class DeliverStream:
     # Messages
 
     def _on_messages(self, items: Items, size: int) -> Iterable[Items]:
+        """Deliver them; of a frame that is so large the first slice, and return the others."""
         if len(items) > MAX_FRAME_ITEMS:
             raise BadRequest("messages.items", f"at most {MAX_FRAME_ITEMS}")
         self._answers.asked()
         slices = 1 + size // SLICE_BYTES
-        if slices == 1:
+        if slices == 1 or not items:
             self._deliver_all(items)
             return ()
         step = -(-len(items) // slices)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
 from sidecar.core.message import Instant
 from sidecar.ws.frames import ping_frame
 
@@ -16,9 +18,10 @@ if TYPE_CHECKING:
     from sidecar.core.writes import WriteBatch
     from sidecar.ws.connection import EdgeConnection
 
+logger = structlog.get_logger("sidecar.ws")
 
 MAX_HELD_BYTES: Final = 16 * 1024
-"""How much is held back at most: a transport whose buffer is full must be able to say so."""
+"""So much is held back at most, and no larger frame: a transport whose buffer is full must be able to say so."""
 
 
 class ClientSocket:
@@ -71,33 +74,34 @@ class ClientSocket:
 
     def write(self, frame: bytes) -> None:
         """Give one encoded frame to the transport: now, or at the end of a step that gathers writes."""
-        held = self._held
-        if held is None:
-            if self._writes.holding:
-                self._writes.add(self)
-                self._held, self._held_bytes = [frame], len(frame)
-            else:
-                self._connection.transport.write(frame)
-            return
-        self._held_bytes += len(frame)
-        held.append(frame)
-        if self._held_bytes > MAX_HELD_BYTES:
-            self._write_held(held)
-            self._held, self._held_bytes = [], 0
+        held, size = self._held, len(frame)
+        if not self._writes.holding or size > MAX_HELD_BYTES:
+            if held is not None:
+                self.flush()
+            self._connection.transport.write(frame)
+        elif held is None:
+            self._hold(frame, size)
+        elif self._held_bytes + size > MAX_HELD_BYTES:
+            self.flush()
+            self._hold(frame, size)
+        else:
+            held.append(frame)
+            self._held_bytes += size
+
+    def _hold(self, frame: bytes, size: int) -> None:
+        self._writes.add(self)
+        self._held, self._held_bytes = [frame], size
 
     def flush(self) -> None:
-        """Write what was held back."""
+        """Write what is held, or let go of it where the connection is lost. A failure ends the connection."""
         held, self._held = self._held, None
-        if not held or self.lost:
+        if held is None or self.lost:
             return
         try:
-            self._write_held(held)
-        except Exception:
+            self._connection.transport.write(held[0] if len(held) == 1 else b"".join(held))
+        except Exception as bug:  # noqa: BLE001 - told
+            logger.error("a socket could not be written", error=type(bug).__name__)
             self._connection.abort()  # it lacks what was held: its client comes back for that
-            raise
-
-    def _write_held(self, held: list[bytes]) -> None:
-        self._connection.transport.write(held[0] if len(held) == 1 else b"".join(held))
 
     def notify(self, event: SocketEvent) -> None:
         """Tell the client something that has no sequence, where its protocol has a frame for it."""
@@ -111,20 +115,19 @@ class ClientSocket:
     def close(self, close: Close) -> None:
         """Begin the closing handshake; the connection bounds its own end. Idempotent."""
         if self.closing is None:
-            self.flush()
             self.closing = close
             self.writable = False
+            self.flush()
             self._connection.begin_close(close)
 
     # The edge's side
 
     def send(self, frame: bytes) -> None:
         """Write a frame that has no sequence, unless the socket is on its way out."""
-        if self.lost or self.closing is not None:
-            return
-        if self._held:
-            self.flush()
-        self._connection.transport.write(frame)
+        if not self.gone:
+            if self._held is not None:
+                self.flush()
+            self._connection.transport.write(frame)
 
     def open(self) -> None:
         """Let the manager write, and have it write what waits. Call when the protocol's first frame is out."""

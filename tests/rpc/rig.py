@@ -37,6 +37,7 @@ from sidecar.core.manager import IsolatedWebSocketManager
 from sidecar.core.message import Instant
 from sidecar.core.ports import AuditEvent, OutboxStore
 from sidecar.core.statistics import SecurityCounters
+from sidecar.core.writes import WriteBatch
 from sidecar.rpc.server import RpcEdge, RpcPorts, RpcSettings
 from sidecar.security.audit import JsonLinesAuditTrail
 from sidecar.security.context_keys import ContextTokenKeys
@@ -46,7 +47,7 @@ from sidecar.security.refusals import Refusals
 from sidecar.security.service_auth import UNRESTRICTED, ServiceAuthenticator, ServiceCredential, ServiceIdentity
 from sidecar.security.user_tokens import IssuerSettings, UserTokenVerifier, mint_user_token
 from sidecar.storage.memory import MemoryOutboxStore
-from tests.support.doubles import FakeClock, RecordingSocket, TextEncoder, strict_writes
+from tests.support.doubles import FakeClock, RecordingSocket, TextEncoder
 
 ISSUER = "https://id.test"
 AUDIENCE = "chat"
@@ -151,7 +152,7 @@ class Rig:
             clock=self.clock,
             counters=self.counters,
             randomness=secrets.token_hex,
-            writes=strict_writes(),
+            writes=WriteBatch(),
         )
         key_set = hmac_key_set(USER_SECRET)
         self.users = UserTokenVerifier([IssuerSettings(ISSUER, AUDIENCE, ("HS256",), key_set)], self.clock)

@@ -17,6 +17,7 @@ from sidecar.api.v1 import types_pb2
 from sidecar.core.identity import Scope
 from sidecar.core.ports import AuditEvent
 from sidecar.rpc.deliver import MAX_LANES, MAX_UNSENT_ANSWERS
+from sidecar.rpc.wire import varint
 from tests.rpc.conftest import MakeRig
 from tests.rpc.rig import (
     MESSAGE,
@@ -406,6 +407,18 @@ async def test_an_empty_frame_of_messages(rig: Rig) -> None:
     stream = rig.deliver()
     await stream.send()
     assert await stream.finish() == []
+
+
+async def test_a_large_frame_of_messages_without_any(rig: Rig) -> None:
+    """Large by a field that only a later version knows: number 1,000, of bytes."""
+    size = 300_000
+    unknown = b"\xc2\x3e" + varint(size).encode("latin-1") + bytes(size)
+    stream = rig.deliver()
+    await stream.opened(1, rig.attempt())
+    await stream.write(messages=Request.Messages.FromString(unknown))
+    await stream.send((1, MESSAGE))
+    assert outcomes(await stream.receipts(1)) == [(1, 0, 1)]
+    await stream.finish()
 
 
 async def test_a_bug_costs_its_message_alone(make_rig: MakeRig) -> None:

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from sidecar.api.v1 import agent_service_pb2 as agent_pb
 from sidecar.api.v1 import delivery_service_pb2 as pb
+from sidecar.config.sections import LimitSettings
 from sidecar.core.message import DeliveryState, Durability, Receipt
 from sidecar.rpc.translate import fill_receipt
 from sidecar.rpc.wire import ReceiptFrame, event_frame, lane_field, varint
@@ -75,3 +76,11 @@ def test_an_event_of_parts_is_the_event(delivery_id: str, token: str, payload: b
     expected.event.MergeFrom(known)
     frame = event_frame(known.SerializeToString(), own.SerializeToString())
     assert agent_pb.AttachResponse.FromString(frame) == expected
+
+
+def test_as_many_connections_as_there_may_be_are_one_byte() -> None:
+    """What `_fields_of` relies on."""
+    (at_most,) = (
+        rule.le for rule in LimitSettings.model_fields["connections_per_manager"].metadata if hasattr(rule, "le")
+    )
+    assert at_most < 128

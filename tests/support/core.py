@@ -16,6 +16,7 @@ from sidecar.core.manager import IsolatedWebSocketManager
 from sidecar.core.message import Message, PendingReceipt, Receipt
 from sidecar.core.ports import Encoder, OutboxStore, OwnerDirectory
 from sidecar.core.statistics import SecurityCounters
+from sidecar.core.writes import WriteBatch
 from sidecar.storage.memory import MemoryOutboxStore
 from tests.support.doubles import (
     CountingRandomness,
@@ -23,7 +24,6 @@ from tests.support.doubles import (
     RecordingAudit,
     RecordingSocket,
     TextEncoder,
-    strict_writes,
 )
 
 SECRET = b"an isolation secret of 32 bytes."
@@ -75,7 +75,7 @@ class Core:
             clock=self.clock,
             counters=self.counters,
             randomness=self.randomness,
-            writes=strict_writes(),
+            writes=WriteBatch(),
         )
         self._attach_ids = count(1)
 

@@ -13,7 +13,6 @@ from sidecar.core.message import Durability, Instant, Message
 from sidecar.core.outbox import OutboxEntry
 from sidecar.core.ports import AuditEvent, AuditValue, Confirmed
 from sidecar.core.stored import MessageIdentity, StoredContext, StoredInbound, StoredState
-from sidecar.core.writes import WriteBatch
 
 WALL_START = 1_700_000_000.0
 """Unix seconds at which every fake clock starts."""
@@ -263,12 +262,3 @@ class LaterStore:
     def fail(self, error: Exception | None = None) -> None:
         """Answer the oldest append: not kept."""
         self.waiting.popleft().confirmed(error or StoreFailed("disk full"))
-
-
-def strict_writes() -> WriteBatch:
-    """A step's writes, of which none may fail."""
-
-    def fail(bug: Exception) -> None:
-        raise bug
-
-    return WriteBatch(fail)

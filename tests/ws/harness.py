@@ -24,6 +24,7 @@ from sidecar.core.manager import IsolatedWebSocketManager
 from sidecar.core.message import Instant, Message, Receipt
 from sidecar.core.ports import AuditEvent, AuditValue
 from sidecar.core.statistics import SecurityCounters
+from sidecar.core.writes import WriteBatch
 from sidecar.security.audit_record import AuditRecord
 from sidecar.security.context_keys import ContextTokenKeys
 from sidecar.security.context_tokens import ContextTokenAuthority
@@ -34,7 +35,6 @@ from sidecar.storage.memory import MemoryOutboxStore
 from sidecar.ws.edge import WebSocketEdge
 from sidecar.ws.ports import GrantingAuditTrail
 from sidecar.ws.settings import WebSocketSettings
-from tests.support.doubles import strict_writes
 
 NOW = 1_800_000_000
 SECRET = b"the shared secret of this issuer and no other"
@@ -258,7 +258,7 @@ class Harness:
             clock=self.clock,
             counters=self.counters,
             randomness=secrets.token_hex,
-            writes=strict_writes(),
+            writes=WriteBatch(),
         )
         issuer = IssuerSettings("issuer", "sidecar", ("HS256",), hmac_key_set(SECRET, ("HS256",)), ("default", "other"))
         second = IssuerSettings("second", "sidecar", ("HS256",), hmac_key_set(OTHER_SECRET, ("HS256",)), ("third",))

@@ -20,6 +20,7 @@ from sidecar.core.factory import WebSocketManagerFactory
 from sidecar.core.manager import IsolatedWebSocketManager
 from sidecar.core.message import Message
 from sidecar.core.ports import AuditEvent
+from sidecar.core.writes import WriteBatch
 from sidecar.ws.admission import Admission
 from sidecar.ws.edge import WebSocketEdge
 from sidecar.ws.frames import JsonEncoder
@@ -27,7 +28,7 @@ from sidecar.ws.handshake import Offer
 from sidecar.ws.resume_tokens import digest_of, new_resume_token
 from sidecar.ws.session import JsonSession
 from sidecar.ws.socket import ClientSocket
-from tests.support.doubles import LaterStore, RecordingSocket, strict_writes
+from tests.support.doubles import LaterStore, RecordingSocket
 from tests.ws.harness import USUAL_HEADERS, Harness, until
 
 WRITTEN, KEPT, LAST = 4, 8, 16
@@ -98,7 +99,7 @@ class Counter:
             clock=harness.clock,
             counters=harness.counters,
             randomness=secrets.token_hex,
-            writes=strict_writes(),
+            writes=WriteBatch(),
         )
         self.ports = replace(harness.edge._ports, factory=self.factory)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
+import pytest
+
 from sidecar.core.close_codes import CloseCode, catalogued
 from sidecar.core.writes import WriteBatch
 from sidecar.ws.socket import MAX_HELD_BYTES, ClientSocket
-from tests.support.doubles import FakeClock, strict_writes
+from tests.support.doubles import FakeClock
 from tests.ws.harness import Harness
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ class Line:
 
 
 def made() -> tuple[ClientSocket, Line, WriteBatch]:
-    line, writes = Line(), strict_writes()
+    line, writes = Line(), WriteBatch()
     socket = ClientSocket(cast("EdgeConnection", line), "a-1", FakeClock(), writes)
     socket.open()
     return socket, line, writes
@@ -73,14 +75,27 @@ def test_each_socket_of_a_step_has_its_own() -> None:
 
 def test_no_more_is_held_than_the_limit() -> None:
     socket, line, writes = made()
-    large = b"x" * MAX_HELD_BYTES
+    half = b"x" * (MAX_HELD_BYTES // 2)
     with writes:
-        socket.write(b"1")
+        socket.write(half)
+        socket.write(half)
+        assert line.writes == []
+        socket.write(b"3")
+        assert line.writes == [half + half]
+    assert line.writes == [half + half, b"3"]
+
+
+@pytest.mark.parametrize("before", [b"", b"1"])
+def test_a_frame_beyond_the_limit_is_not_held(before: bytes) -> None:
+    socket, line, writes = made()
+    large = b"x" * (MAX_HELD_BYTES + 1)
+    with writes:
+        if before:
+            socket.write(before)
         socket.write(large)
-        assert line.writes == [b"1" + large]
+        assert line.writes == [*([before] if before else []), large]
         socket.write(b"2")
-        assert len(line.writes) == 1
-    assert line.writes == [b"1" + large, b"2"]
+    assert line.writes[-2:] == [large, b"2"]
 
 
 def test_a_frame_without_a_sequence_overtakes_nothing() -> None:
@@ -108,20 +123,30 @@ def test_nothing_is_written_to_a_connection_that_is_gone() -> None:
     assert line.writes == []
 
 
-def test_a_write_that_fails_costs_its_connection() -> None:
-    failures: list[Exception] = []
-    line, writes, bug = Line(), WriteBatch(failures.append), RuntimeError("broken")
+def test_a_write_that_fails_costs_its_connection_and_no_other() -> None:
+    socket, line, writes = made()
+    other_line = Line()
+    other = ClientSocket(cast("EdgeConnection", other_line), "a-2", FakeClock(), writes)
+    with writes:
+        socket.write(b"1")
+        other.write(b"a")
+        line.transport = SimpleNamespace(write=fail)
+    assert line.writes == [b"abort"]
+    assert other_line.writes == [b"a"]
 
-    def fail(_: bytes) -> None:
-        raise bug
 
-    socket = ClientSocket(cast("EdgeConnection", line), "a-1", FakeClock(), writes)
-    socket.open()
+def test_a_close_goes_on_where_what_is_held_cannot_be_written() -> None:
+    socket, line, writes = made()
     with writes:
         socket.write(b"1")
         line.transport = SimpleNamespace(write=fail)
-    assert failures == [bug]
-    assert line.writes == [b"abort"]
+        socket.close(catalogued(CloseCode.TAKEN_OVER))
+        assert not socket.writable
+    assert line.writes == [b"abort", b"close 4503"]
+
+
+def fail(_: bytes) -> None:
+    raise RuntimeError("broken")
 
 
 async def test_what_a_step_gathered_arrives_whole_and_in_order_before_its_close(edge: Harness) -> None:

@@ -23,11 +23,11 @@ from sidecar.core.manager import IsolatedWebSocketManager
 from sidecar.core.message import Instant, PendingReceipt, Receipt
 from sidecar.core.outbox import OutboxLimits
 from sidecar.core.stored import RestoredContext, StoredState
+from sidecar.core.writes import WriteBatch
 from sidecar.storage.sqlite.database import Loaded, load, open_database
 from sidecar.storage.sqlite.sealing import Seal
 from sidecar.storage.sqlite.store import FLUSH_S, SqliteOutboxStore
 from tests.support.core import Core
-from tests.support.doubles import strict_writes
 
 KEY = bytes(range(32))
 SEAL = Seal(KEY)
@@ -199,7 +199,7 @@ class Stage:
     def __init__(self, path: Path, *, limits: Limits | None = None, at: Instant | None = None, life: int = 0) -> None:
         self.path = path
         self.disk = Disk()
-        self.store = SqliteOutboxStore(path, KEY, strict_writes(), self.disk.opening)
+        self.store = SqliteOutboxStore(path, KEY, WriteBatch(), self.disk.opening)
         self.disk.statements.clear()
         self.life = life
         self.core = Core(limits, store=self.store)

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
+from sidecar.core.writes import WriteBatch
 from sidecar.security.files import SettingError
 from sidecar.security.storage_key import KEY_BYTES, load_storage_key
 from sidecar.storage.sqlite.database import APPLICATION_ID, open_database
 from sidecar.storage.sqlite.errors import StoreInUse, StoreUnusable
 from sidecar.storage.sqlite.store import SqliteOutboxStore
 from tests.storage.sqlite.stage import KEY, SEAL, error, read
-from tests.support.doubles import strict_writes
 
 
 def mode(path: Path) -> int:
@@ -78,7 +78,7 @@ def test_each_commit_is_synced_and_what_is_deleted_is_overwritten(tmp_path: Path
 def test_a_second_store_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "outbox.db"
     with closing(open_database(path, SEAL)), pytest.raises(StoreInUse):
-        SqliteOutboxStore(path, KEY, strict_writes())
+        SqliteOutboxStore(path, KEY, WriteBatch())
 
 
 def test_whoever_reads_the_file_meanwhile_has_it(kept: Path) -> None:
@@ -86,7 +86,7 @@ def test_whoever_reads_the_file_meanwhile_has_it(kept: Path) -> None:
         other.execute("BEGIN")
         other.execute("SELECT * FROM messages").fetchall()
         with pytest.raises(StoreInUse):
-            SqliteOutboxStore(kept, KEY, strict_writes())
+            SqliteOutboxStore(kept, KEY, WriteBatch())
         other.execute("COMMIT")
     assert len(read(kept).contexts) == 2
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.core.writes import WriteBatch
 from sidecar.storage.sqlite.database import MIGRATIONS, open_database
 from sidecar.storage.sqlite.errors import StoreUnusable
 from sidecar.storage.sqlite.store import SqliteOutboxStore
 from tests.storage.sqlite.stage import KEY, SEAL, copied, read
-from tests.support.doubles import strict_writes
 
 DAMAGED = "the file is damaged; restore it, or move it away to begin anew"
 OURS = "must be a database of the sidecar's own; the file is "
@@ -32,7 +32,7 @@ def refused(path: Path, key: bytes = KEY) -> str:
     """The rule that a start with that file must end with, and nothing of the folder is changed."""
     before = contents(path.parent)
     with pytest.raises(StoreUnusable) as raised:
-        SqliteOutboxStore(path, key, strict_writes())
+        SqliteOutboxStore(path, key, WriteBatch())
     assert contents(path.parent) == before
     assert str(raised.value) == f"{raised.value.setting}: {raised.value.rule}"
     return str(raised.value)
@@ -180,6 +180,6 @@ def test_what_is_damaged_inside_an_older_version_is_refused(kept: Path) -> None:
         other.execute("UPDATE messages SET identity = x'' WHERE id = 1")
     newer = (*MIGRATIONS, "CREATE TABLE later (a);")
     with pytest.raises(StoreUnusable):
-        SqliteOutboxStore(kept, KEY, strict_writes(), lambda path, seal: open_database(path, seal, migrations=newer))
+        SqliteOutboxStore(kept, KEY, WriteBatch(), lambda path, seal: open_database(path, seal, migrations=newer))
     with closing(sqlite3.connect(kept, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")

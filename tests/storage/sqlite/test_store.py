@@ -11,9 +11,9 @@ from sidecar.core.idempotency import IDEMPOTENCY_WINDOW
 from sidecar.core.limits import Limits
 from sidecar.core.message import DeliveryState, Durability
 from sidecar.core.outbox import OutboxEntry, OutboxLimits
+from sidecar.core.writes import WriteBatch
 from sidecar.storage.sqlite.store import FLUSH_S, MAX_BATCH_BYTES, MAX_BATCH_MESSAGES, SqliteOutboxStore
 from tests.storage.sqlite.stage import KEY, MANY, Stage, created, leap, leaping, one_batch, read, receipt, refusal
-from tests.support.doubles import strict_writes
 
 
 def sequences(path: Path) -> list[int]:
@@ -335,7 +335,7 @@ async def test_a_close_waits_for_what_is_under_way_and_behind_it(tmp_path: Path)
 @leaping
 async def test_a_store_that_never_started_lets_go_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "outbox.db"
-    store = SqliteOutboxStore(path, KEY, strict_writes())
+    store = SqliteOutboxStore(path, KEY, WriteBatch())
     await store.close()
     await store.close()
     assert read(path).contexts == []
