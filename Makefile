@@ -66,7 +66,7 @@ docs: $(VENV)/.dev ## generate docs/configuration.md and docs/api.md
 	$(BIN)/python scripts/generate_configuration_doc.py
 	$(BIN)/python scripts/generate_api_doc.py
 
-proto: $(VENV)/.dev ## generate sidecar/api and the clients' stubs from proto/
+proto: $(VENV)/.dev ## generate sidecar/api and the clients' stubs from proto/, and the demo page's client
 	$(BIN)/python scripts/generate_proto.py
 	$(BIN)/python scripts/clients.py generate
 

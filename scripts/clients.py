@@ -59,7 +59,13 @@ CLIENTS: Final = {
     "web": Client(
         tools=_NODE,
         build=(NPM_CI, ("node", "scripts/build.mjs", "--test")),
-        check=(NPM_CI, ("node", "scripts/build.mjs", "--test"), ("npm", "run", "--silent", "lint")),
+        check=(
+            NPM_CI,
+            ("node", "scripts/build.mjs", "--test"),
+            ("npm", "run", "--silent", "lint"),
+            ("npm", "run", "--silent", "generate:check"),
+        ),
+        generate=(NPM_CI, ("npm", "run", "--silent", "generate")),
     ),
 }
 COMMANDS: Final = ("build", "check", "generate")

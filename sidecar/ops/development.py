@@ -25,6 +25,8 @@ _STATIC: Final = {
     "/conversation.js": ("conversation.js", "text/javascript"),
     "/elements.js": ("elements.js", "text/javascript"),
     "/tabs.js": ("tabs.js", "text/javascript"),
+    # The client for browsers, as clients/web builds it.
+    "/ws-sidecar.min.js": ("ws-sidecar.min.js", "text/javascript"),
     "/demo.css": ("demo.css", "text/css"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, ViewportSize, WebSocketRoute, expect
+from playwright.async_api import Browser, BrowserContext, ViewportSize, WebSocketRoute, expect
 
-from tests.support.demo_tabs import ANSWER_TIMEOUT_MS, NARROW, WIDE, Demo, Tab, browser, demo, open_tab
+from tests.support.demo_tabs import NARROW, WIDE, Demo, Tab, browser, demo, open_tab
 
 __all__ = ["browser", "demo"]
+
+AT_ONCE_TIMEOUT_MS = 15_000  # a browser's word for being offline would cost 30 s
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 
@@ -98,10 +100,16 @@ async def test_alone_a_made_up_key_gets_the_same_answer(demo: Demo, browser: Bro
 
 
 async def test_a_lost_connection_comes_back_by_itself(demo: Demo, browser: Browser) -> None:
+    """At once, though the browser have no network: the sidecar is on this machine."""
     context = await browser.new_context()
+    await context.add_init_script("Object.defineProperty(Navigator.prototype, 'onLine', { get: () => false })")
     tab = await open_tab(context, demo, "dave")
     await tab.page.evaluate("window.socket.close(3000)")
-    await expect(tab["log"].locator("[data-type=welcome]")).to_have_count(2, timeout=ANSWER_TIMEOUT_MS)
+    await expect(tab["log"].locator("[data-type=welcome]")).to_have_count(2, timeout=AT_ONCE_TIMEOUT_MS)
+    assert await tab["log"].locator("[data-type=close]").all_text_contents() == [
+        "↑sentclose3000 ",
+        "↓receivedclose3000 ",
+    ]
     await tab.connected()
     await tab.ask("are you still there?")
     assert (await tab.answered()).startswith("Hello dave.")
@@ -112,59 +120,161 @@ async def test_a_lost_connection_comes_back_by_itself(demo: Demo, browser: Brows
 async def test_a_final_close_is_told_and_stays(demo: Demo, browser: Browser) -> None:
     context = await browser.new_context()
     tab = await open_tab(context, demo, "erin")
-    await tab.page.evaluate("window.socket.send('no frame')")
+    # Past the page's own log, which reads what is sent.
+    await tab.page.evaluate("WebSocket.prototype.send.call(window.socket, 'no frame')")
     await expect(tab["state"]).to_have_text("closed: 4500 bad_frame")
+    await expect(tab["log"].locator("[data-type=close]")).to_contain_text("4500 bad_frame")
     await expect(tab["ask"]).to_be_disabled()
     await expect(tab["attack-send"]).to_be_disabled()
     assert len(await tab.frames("welcome")) == 1
     await context.close()
 
 
-async def test_follows_what_the_sidecar_announces(demo: Demo, browser: Browser) -> None:
-    """A scripted server in place of the sidecar's: the renewals and the drain that a real one makes hours apart."""
-    context = await browser.new_context()
-    tab = Tab(await context.new_page())
-    sockets: asyncio.Queue[WebSocketRoute] = asyncio.Queue()
-    sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+class ScriptedSidecar:
+    """In the place of the sidecar's WebSocket: says what a real one says hours apart, or never, and hears the page."""
 
-    def accept(socket: WebSocketRoute) -> None:
-        socket.on_message(lambda frame: sent.put_nowait(json.loads(frame)))
-        sockets.put_nowait(socket)
+    def __init__(self, tab: Tab) -> None:
+        self._tab = tab
+        self._sockets: asyncio.Queue[WebSocketRoute] = asyncio.Queue()
+        self._heard: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
-    async def welcome(recovery: str, sequence: int) -> tuple[WebSocketRoute, dict[str, Any]]:
-        socket, hello = await asyncio.wait_for(sockets.get(), 10), await asyncio.wait_for(sent.get(), 10)
+    def accept(self, socket: WebSocketRoute) -> None:
+        socket.on_message(lambda frame: self._heard.put_nowait(json.loads(frame)))
+        self._sockets.put_nowait(socket)
+
+    async def hear(self) -> dict[str, Any]:
+        return await asyncio.wait_for(self._heard.get(), 10)
+
+    async def hear_acknowledged(self, sequence: int) -> None:
+        """Nothing but acknowledgements, each above the one before, up to that of this sequence."""
+        acknowledged = 0
+        while acknowledged < sequence:
+            frame = await self.hear()
+            assert (frame["type"], acknowledged < frame["sequence"] <= sequence) == ("ack", True)
+            acknowledged = frame["sequence"]
+
+    async def welcome(self, recovery: str, sequence: int) -> tuple[WebSocketRoute, dict[str, Any]]:
+        """The next socket of the page, welcomed so, and the `hello` on it."""
+        socket, hello = await asyncio.wait_for(self._sockets.get(), 10), await self.hear()
         names = ("connection_id", "isolation_key", "context_token", "resume_token")
-        ids = {name: f"{name}-{recovery}" for name in names}
-        socket.send(json.dumps({"type": "welcome", "recovery": recovery, "sequence": sequence, **ids}))
-        await tab.connected()
+        ids = {name: f"{name}-{recovery}" for name in names} | {"context_token_expires_at": 2_000_000_000}
+        sizes = {"max_message_bytes": 262_144, "max_inbound_bytes": 65_536}
+        limits = sizes | {"idle_timeout_s": 3600, "resume_window_s": 120}
+        welcome = {"type": "welcome", "recovery": recovery, "sequence": sequence, "limits": limits, **ids}
+        socket.send(json.dumps(welcome))
+        await self._tab.connected()
         return socket, hello
 
-    await context.route_web_socket(re.compile("^ws:"), accept)
-    await tab.page.goto(f"{demo.url}?user=heidi")
-    socket, hello = await welcome("new", 0)
+
+async def scripted_tab(context: BrowserContext, demo: Demo, user: str) -> tuple[Tab, ScriptedSidecar]:
+    tab = Tab(await context.new_page())
+    sidecar = ScriptedSidecar(tab)
+    await context.route_web_socket(re.compile("^ws:"), sidecar.accept)
+    await tab.page.goto(f"{demo.url}?user={user}")
+    return tab, sidecar
+
+
+async def test_follows_what_the_sidecar_announces(demo: Demo, browser: Browser) -> None:
+    context = await browser.new_context()
+    tab, sidecar = await scripted_tab(context, demo, "heidi")
+    socket, hello = await sidecar.welcome("new", 0)
     assert hello.keys() == {"type", "token"}
 
     socket.send('{"type":"token_expiring","expires_at":1}')
-    refresh = await asyncio.wait_for(sent.get(), 10)
+    refresh = await sidecar.hear()
     assert (refresh["type"], refresh["token"].count(".")) == ("refresh", 2)
+    socket.send('{"type":"refreshed","expires_at":2000000000}')
 
     await tab.ask("are you there?")
-    asked = await asyncio.wait_for(sent.get(), 10)
+    asked = await sidecar.hear()
     assert (asked["type"], asked["event"], asked["data"]) == ("message", "ask", {"question": "are you there?"})
 
     socket.send('{"type":"later_invention"}')
     socket.send('{"type":"message","sequence":1,"id":"m","event":"news","content_type":"json","data":7}')
-    socket.send('{"type":"gap","from":2,"to":4,"reason":"evicted"}')
-    assert await asyncio.wait_for(sent.get(), 10) == {"type": "ack", "sequence": 4}
-    await expect(tab["messages"]).to_contain_text("messages 2–4 could not be kept (evicted)")
+    socket.send('{"type":"message","sequence":2,"id":"n","content_type":"binary","data":"//8="}')
+    socket.send('{"type":"gap","from":3,"to":4,"reason":"evicted"}')
+    await sidecar.hear_acknowledged(4)
+    for note in ("news: 7", 'message: "//8="', "messages 3–4 could not be kept (evicted)"):
+        await expect(tab["messages"]).to_contain_text(note)
 
     socket.send('{"type":"draining","reconnect_in_ms":20}')
     await socket.close(code=1012, reason="restart")
-    socket, hello = await welcome("full", 4)
+    socket, hello = await sidecar.welcome("full", 4)
     assert hello["resume"] == {"token": "resume_token-new", "last_sequence": 4, "attempt": 2}
-    assert await asyncio.wait_for(sent.get(), 10) == asked  # it had no answer
+    assert await sidecar.hear() == asked  # it had no answer
     socket.send(json.dumps({"type": "error", "id": asked["id"], "reason": "NO_AGENT", "message": ""}))
     await expect(tab["answer-note"]).to_have_text("NO_AGENT")
+
+    socket.send('{"type":"draining","reconnect_in_ms":60000}')
+    await socket.close(code=1012, reason="restart")
+    await expect(tab["state"]).to_have_text(re.compile(r"^reconnecting in (59|60)\.\d s$"))
+    await expect(tab["log"].locator("[data-type=close]").last).to_contain_text("1012 restart")
+    assert tab.complaints == []
+    await context.close()
+
+
+async def test_a_question_without_an_answer_is_asked_again_in_its_own_context_alone(
+    demo: Demo, browser: Browser
+) -> None:
+    context = await browser.new_context()
+    tab, sidecar = await scripted_tab(context, demo, "mallory")
+    interrupted = tab["messages"].get_by_text("interrupted: the connection context ended")
+    socket, _ = await sidecar.welcome("new", 0)
+    await tab.ask("first?")
+    first = await sidecar.hear()
+
+    await tab.page.reload()
+    socket, hello = await sidecar.welcome("full", 0)
+    assert hello["resume"]["token"] == "resume_token-new"
+    assert await sidecar.hear() == first
+    socket.send(json.dumps({"type": "accepted", "id": first["id"]}))
+    await expect(tab["log"].locator("[data-type=accepted]")).to_have_count(1)
+    await tab.ask("second?")
+    assert (await sidecar.hear())["data"] == {"question": "second?"}
+
+    await tab.page.reload()
+    await sidecar.welcome("denied", 0)
+    await expect(interrupted).to_have_count(2)
+    await tab.ask("third?")
+    third = await sidecar.hear()
+    assert third["data"] == {"question": "third?"}
+
+    await tab.page.reload()
+    socket, _ = await sidecar.welcome("full", 0)
+    assert await sidecar.hear() == third
+    await socket.close(code=1012, reason="restart")
+    await sidecar.welcome("denied", 0)
+    await expect(interrupted).to_have_count(3)
+
+    await tab.page.reload()
+    socket, _ = await sidecar.welcome("full", 0)
+    await tab.ask("fourth?")
+    assert (await sidecar.hear())["data"] == {"question": "fourth?"}
+    await socket.close(code=4500, reason="bad_frame")
+    await expect(tab["state"]).to_have_text("closed: 4500 bad_frame")
+
+    await tab.page.reload()
+    _, hello = await sidecar.welcome("new", 0)
+    assert "resume" not in hello
+    await expect(interrupted).to_have_count(4)
+    await tab.ask("fifth?")
+    assert (await sidecar.hear())["data"] == {"question": "fifth?"}
+    assert tab.complaints == []
+    await context.close()
+
+
+async def test_a_page_that_the_browser_kept_goes_on(demo: Demo, browser: Browser) -> None:
+    """The browser's back and forward: the page is left and shown again with all that is in it."""
+    context = await browser.new_context()
+    tab = await open_tab(context, demo, "niaj")
+    await tab.page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true }))")
+    await expect(tab["state"]).to_have_text("left")
+    await tab.page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))")
+    await tab.connected()
+    assert [frame["recovery"] for frame in await tab.frames("welcome")] == ["new", "full"]
+    await tab.ask("are you still there?")
+    assert (await tab.answered()).startswith("Hello niaj.")
+    assert tab.complaints == []
     await context.close()
 
 

@@ -140,6 +140,12 @@ def test_no_file_has_two_owners(wheels: dict[tuple[str, str], Path]) -> None:
     assert not [name for name in server if name.startswith("sidecar/api")]
 
 
+def test_the_server_carries_its_demo_page(wheels: dict[tuple[str, str], Path]) -> None:
+    page = {f"sidecar/ops/static/{path.name}" for path in (ROOT / "sidecar" / "ops" / "static").iterdir()}
+    assert "sidecar/ops/static/ws-sidecar.min.js" in page
+    assert page <= files_of(wheels["server", "wheel"])
+
+
 def stub_files() -> list[Path]:
     """The files of the checkout's sidecar/api, as they are to be shipped."""
     return [path for path in (ROOT / "sidecar" / "api").rglob("*") if path.is_file() and path.suffix != ".pyc"]

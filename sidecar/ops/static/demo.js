@@ -191,13 +191,16 @@ class Luggage {
   }
 }
 
-const takeMessage = (conversation, attacks, { event, reply_to: id, stream, data, sequence }) => {
+/** As JSON has it: bytes in base64, which is how they crossed the socket. */
+const written = (data) => (data instanceof Uint8Array ? btoa(Array.from(data, (byte) => String.fromCharCode(byte)).join("")) : data);
+
+const takeMessage = (conversation, attacks, { event, replyTo: id, stream, data, sequence }) => {
   if (event === "agent.word" && stream?.state === "open") conversation.word(id, data, sequence);
   else if (event === "agent.word" && stream?.state === "end") conversation.done(id, sequence);
   else if (event === "agent.word") conversation.failed(id, "the agent gave up");
   else if (event === "agent.stopped") conversation.stopped(id, data.words);
   else if (event === "agent.verdict") attacks.verdict(id, data);
-  else conversation.note(`${event ?? "message"}: ${JSON.stringify(data)}`);
+  else conversation.note(`${event || "message"}: ${JSON.stringify(written(data))}`);
 };
 
 const start = async (user) => {
@@ -228,19 +231,19 @@ const start = async (user) => {
     if (state !== "connected") tabs.announce("");
   });
   connection.addEventListener("frame", ({ detail: { direction, frame } }) => log.add(direction, frame));
-  connection.addEventListener("welcome", ({ detail: frame }) => {
-    element("connection-id").textContent = shorten(frame.connection_id);
-    element("connection-id").title = `connection id ${frame.connection_id}`;
-    tabs.announce(frame.isolation_key);
-    if (frame.recovery === "new" || frame.recovery === "denied") conversation.interrupt();
+  connection.addEventListener("welcome", ({ detail: { connectionId, isolationKey, recovery } }) => {
+    element("connection-id").textContent = shorten(connectionId);
+    element("connection-id").title = `connection id ${connectionId}`;
+    tabs.announce(isolationKey);
+    if (recovery === "new" || recovery === "denied") conversation.interrupt();
   });
-  connection.addEventListener("message", ({ detail: frame }) => takeMessage(conversation, attacks, frame));
+  connection.addEventListener("message", ({ detail: message }) => takeMessage(conversation, attacks, message));
   connection.addEventListener("refused", ({ detail: { id, reason } }) => {
-    if (!id || attacks.verdict(id, { code: "REFUSED", reason })) return;
+    if (attacks.verdict(id, { code: "REFUSED", reason })) return;
     conversation.failed(id, reason);
   });
-  connection.addEventListener("gap", ({ detail: { from, to, reason } }) =>
-    conversation.note(`messages ${from}–${to} could not be kept (${reason})`),
+  connection.addEventListener("gap", ({ detail: { first, last, reason } }) =>
+    conversation.note(`messages ${first}–${last} could not be kept (${reason})`),
   );
 
   element("composer").addEventListener("submit", (event) => {
@@ -259,8 +262,7 @@ const start = async (user) => {
   }
 
   addEventListener("pagehide", () => {
-    connection.leave();
-    luggage.pack({ connection: connection.state, conversation: conversation.state });
+    luggage.pack({ connection: connection.leave(), conversation: conversation.state });
   });
   addEventListener("pageshow", ({ persisted }) => {
     if (!persisted) return;

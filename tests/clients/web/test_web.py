@@ -28,6 +28,10 @@ def test_a_page_loads_less_than_6_kilobytes(web: Path) -> None:
     toolchain.run("node", "scripts/size.mjs")
 
 
+def test_the_demo_page_runs_on_this_client(web: Path) -> None:
+    toolchain.run("npm", "run", "--silent", "generate:check")
+
+
 def test_its_version_is_the_protocols(web: Path) -> None:
     package = json.loads((web / "package.json").read_text())
     assert package["version"] == __version__
