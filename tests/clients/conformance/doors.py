@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 CHUNK_BYTES = 65_536
+STEPS_TO_ACCEPT = 4
+"""Of the loop, until what was accepted last has the task that looks after it."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ async def tls_door(target: str) -> AsyncIterator[TlsDoor]:
         context.set_alpn_protocols(["h2"])
         ca_file, key_file = _certificate(Path(folder))
         context.load_cert_chain(ca_file, key_file)
-        server = await asyncio.start_server(_passing_to(target), "127.0.0.1", 0, ssl=context)
+        server = await asyncio.start_server(_passing_to(target, context), "127.0.0.1", 0)
         async with _serving(server):
             yield TlsDoor(f"localhost:{server.sockets[0].getsockname()[1]}", ca_file)
 
@@ -56,28 +58,35 @@ async def _serving(server: asyncio.Server) -> AsyncIterator[None]:
         yield
     finally:
         server.close()
-        for task in asyncio.all_tasks():
-            if task.get_name() == "door":
-                task.cancel()
+        for _ in range(STEPS_TO_ACCEPT):
+            await asyncio.sleep(0)
+        doors = [task for task in asyncio.all_tasks() if task.get_name() == "door"]
+        for task in doors:
+            task.cancel()
+        await asyncio.gather(*doors, return_exceptions=True)
 
 
-def _passing_to(target: str) -> asyncio.streams._ClientConnectedCallback:
+def _passing_to(target: str, context: ssl.SSLContext | None = None) -> asyncio.streams._ClientConnectedCallback:
     host, _, port = target.rpartition(":")
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         task.set_name("door")
-        inner_reader, inner_writer = await asyncio.open_connection(host, int(port))
+        transports = [writer.transport]
         try:
+            if context is not None:
+                await writer.start_tls(context)  # here, so that one that never ends its handshake is known too
+            inner_reader, inner_writer = await asyncio.open_connection(host, int(port))
+            transports += [writer.transport, inner_writer.transport]
             async with asyncio.TaskGroup() as both:
                 both.create_task(_copy(reader, inner_writer))
                 both.create_task(_copy(inner_reader, writer))
         except* (OSError, asyncio.CancelledError):
             pass
         finally:
-            writer.transport.abort()
-            inner_writer.transport.abort()
+            for transport in transports:
+                transport.abort()
 
     return accept
 
