@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import ipaddress
+import socket
 import ssl
 import tempfile
 from collections.abc import AsyncIterator
@@ -18,8 +19,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 CHUNK_BYTES = 65_536
-STEPS_TO_ACCEPT = 4
-"""Of the loop, until what was accepted last has the task that looks after it."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,9 @@ async def unix_door(target: str) -> AsyncIterator[str]:
     """A Unix socket before `target` (host:port); its gRPC address."""
     with tempfile.TemporaryDirectory(prefix="door-") as folder:
         path = f"{folder}/grpc.sock"
-        async with _serving(await asyncio.start_unix_server(_passing_to(target), path)):
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(path)
+        async with _serving(listener, target):
             yield f"unix:{path}"
 
 
@@ -47,48 +48,60 @@ async def tls_door(target: str) -> AsyncIterator[TlsDoor]:
         context.set_alpn_protocols(["h2"])
         ca_file, key_file = _certificate(Path(folder))
         context.load_cert_chain(ca_file, key_file)
-        server = await asyncio.start_server(_passing_to(target, context), "127.0.0.1", 0)
-        async with _serving(server):
-            yield TlsDoor(f"localhost:{server.sockets[0].getsockname()[1]}", ca_file)
+        listener = socket.create_server(("127.0.0.1", 0))
+        async with _serving(listener, target, context):
+            yield TlsDoor(f"localhost:{listener.getsockname()[1]}", ca_file)
 
 
 @asynccontextmanager
-async def _serving(server: asyncio.Server) -> AsyncIterator[None]:
+async def _serving(listener: socket.socket, target: str, context: ssl.SSLContext | None = None) -> AsyncIterator[None]:
+    """Pass on what comes in, until the block ends; then all of it is closed, in the middle of a handshake too.
+
+    Without asyncio's own server: that leaves open what it is about to accept when it is closed (Python 3.11).
+    """
+    loop = asyncio.get_running_loop()
+    doors: list[asyncio.Task[None]] = []
+
+    def accept() -> None:
+        doors.append(loop.create_task(_pass_on(listener.accept()[0], target, context)))
+
+    listener.listen()
+    listener.setblocking(False)
+    loop.add_reader(listener, accept)
     try:
         yield
     finally:
-        server.close()
-        for _ in range(STEPS_TO_ACCEPT):
-            await asyncio.sleep(0)
-        doors = [task for task in asyncio.all_tasks() if task.get_name() == "door"]
-        for task in doors:
-            task.cancel()
-        await asyncio.gather(*doors, return_exceptions=True)
+        loop.remove_reader(listener)
+        listener.close()
+        await asyncio.sleep(0)  # the last of them begin: one that has not begun closes nothing
+        for door in doors:
+            door.cancel()
+        await asyncio.gather(*doors)
 
 
-def _passing_to(target: str, context: ssl.SSLContext | None = None) -> asyncio.streams._ClientConnectedCallback:
+async def _pass_on(connection: socket.socket, target: str, context: ssl.SSLContext | None) -> None:
+    loop = asyncio.get_running_loop()
     host, _, port = target.rpartition(":")
-
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        task.set_name("door")
-        transports = [writer.transport]
-        try:
-            if context is not None:
-                await writer.start_tls(context)  # here, so that one that never ends its handshake is known too
-            inner_reader, inner_writer = await asyncio.open_connection(host, int(port))
-            transports += [writer.transport, inner_writer.transport]
-            async with asyncio.TaskGroup() as both:
-                both.create_task(_copy(reader, inner_writer))
-                both.create_task(_copy(inner_reader, writer))
-        except* (OSError, asyncio.CancelledError):
-            pass
-        finally:
-            for transport in transports:
-                transport.abort()
-
-    return accept
+    made: list[asyncio.StreamWriter] = []
+    reader = asyncio.StreamReader(loop=loop)
+    protocol = asyncio.StreamReaderProtocol(reader, lambda _, writer: made.append(writer), loop=loop)
+    transports: list[asyncio.BaseTransport] = []
+    try:
+        transports += [(await loop.connect_accepted_socket(lambda: protocol, connection))[0]]
+        (writer,) = made
+        if context is not None:
+            await writer.start_tls(context)
+        inner_reader, inner_writer = await asyncio.open_connection(host, int(port))
+        transports += [writer.transport, inner_writer.transport]
+        async with asyncio.TaskGroup() as both:
+            both.create_task(_copy(reader, inner_writer))
+            both.create_task(_copy(inner_reader, writer))
+    except* (OSError, asyncio.CancelledError):
+        pass
+    finally:
+        for transport in transports:
+            transport.abort()  # type: ignore[attr-defined]
+        connection.close()
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
