@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import aiohttp
 import grpc
 
 from sidecar.api.v1.types_pb2 import CONTENT_TYPE_TEXT as TEXT
@@ -33,3 +34,13 @@ async def _refused(service: Service, user: User, payload: bytes) -> str:
             await service.send(user.isolation_key, user.context_token, payload, content_type=TEXT)
         except grpc.aio.AioRpcError as error:
             return refusal_of(error).reason
+
+
+async def assert_too_much_is_asked(sidecar: RunningSidecar, page: aiohttp.ClientSession) -> None:
+    """An HTTP example, asked by a page of Alice's who is away, answers 429 and says when to ask again."""
+    async with sidecar.user("alice") as alice:
+        await full_outbox(sidecar, alice)
+        headers = {"X-Context-Token": alice.context_token}
+        async with page.post("/ask", json={"question": "why me?"}, headers=headers) as answer:
+            assert (answer.status, await answer.json()) == (429, {"reason": "OUTBOX_FULL"})
+            assert answer.headers["Retry-After"] == "1"

@@ -18,7 +18,7 @@ from playwright.async_api import Browser
 
 from tests.clients.java.maven import FAST_START, ROOT
 from tests.clients.python.agents import answer_of, text_of, user_of, within
-from tests.support.away import full_outbox
+from tests.support.away import assert_too_much_is_asked
 from tests.support.demo_tabs import assert_serves_the_page, browser
 from tests.support.running import RunningSidecar
 
@@ -145,12 +145,7 @@ async def test_a_context_that_has_ended_is_gone(sidecar: RunningSidecar, page: a
 async def test_a_client_that_is_away_and_behind_is_too_much_to_ask(
     sidecar: RunningSidecar, page: aiohttp.ClientSession
 ) -> None:
-    async with sidecar.user("alice") as alice:
-        await full_outbox(sidecar, alice)
-        headers = {"X-Context-Token": alice.context_token}
-        async with page.post("/ask", json={"question": "why me?"}, headers=headers) as answer:
-            assert (answer.status, await answer.json()) == (429, {"reason": "OUTBOX_FULL"})
-            assert answer.headers["Retry-After"] == "1"
+    await assert_too_much_is_asked(sidecar, page)
 
 
 async def test_who_is_not_signed_in_may_not_ask(sidecar: RunningSidecar, service_url: str) -> None:
