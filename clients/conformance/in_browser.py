@@ -16,7 +16,7 @@ SCRIPT: Final = ROOT / "clients" / "web" / "build" / "conformance" / "page.js"
 ORIGIN: Final = "http://127.0.0.1:9"
 """Nobody listens there: the page and its script are answered before anything is asked. Sidecars must allow it."""
 
-FLAGS: Final = (
+CHROMIUM_FLAGS: Final = (
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
@@ -24,6 +24,11 @@ FLAGS: Final = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+)
+"""It calls nobody but whom a page calls, and runs where there is no display."""
+
+FLAGS: Final = (
+    *CHROMIUM_FLAGS,
     # A page that no server gave is of no address space; a browser lets such a page call nobody on loopback.
     "--disable-features=LocalNetworkAccessChecks,LocalNetworkAccessChecksWebSockets",
 )

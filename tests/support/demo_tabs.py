@@ -27,19 +27,11 @@ from playwright.async_api import (
     expect,
 )
 
+from clients.conformance.in_browser import CHROMIUM_FLAGS
 from tests.support.tools import lacking
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which(os.environ.get("SIDECAR_TEST_CHROMIUM", "chromium"))
-CHROMIUM_FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 START_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_MS = 30_000
 WIDE: ViewportSize = {"width": 1280, "height": 800}
@@ -132,7 +124,7 @@ async def browser() -> AsyncIterator[Browser]:
     if CHROMIUM is None:
         lacking("chromium")
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=CHROMIUM_FLAGS)
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=list(CHROMIUM_FLAGS))
         try:
             yield browser
         finally:

@@ -37,8 +37,8 @@ class Line:
         self.writes.append(b"close %d" % close.code)
 
 
-def made() -> tuple[ClientSocket, Line, WriteBatch]:
-    line, writes = Line(), WriteBatch()
+def made(writes: WriteBatch | None = None) -> tuple[ClientSocket, Line, WriteBatch]:
+    line, writes = Line(), writes or WriteBatch()
     socket = ClientSocket(cast("EdgeConnection", line), "a-1", FakeClock(), writes)
     socket.open()
     return socket, line, writes
@@ -64,8 +64,7 @@ def test_the_frames_of_a_step_are_one_write() -> None:
 
 def test_each_socket_of_a_step_has_its_own() -> None:
     socket, line, writes = made()
-    other_line = Line()
-    other = ClientSocket(cast("EdgeConnection", other_line), "a-2", FakeClock(), writes)
+    other, other_line, _ = made(writes)
     with writes:
         socket.write(b"1")
         other.write(b"a")
@@ -125,8 +124,7 @@ def test_nothing_is_written_to_a_connection_that_is_gone() -> None:
 
 def test_a_write_that_fails_costs_its_connection_and_no_other() -> None:
     socket, line, writes = made()
-    other_line = Line()
-    other = ClientSocket(cast("EdgeConnection", other_line), "a-2", FakeClock(), writes)
+    other, other_line, _ = made(writes)
     with writes:
         socket.write(b"1")
         other.write(b"a")

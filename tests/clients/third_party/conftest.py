@@ -10,11 +10,12 @@ from contextlib import AsyncExitStack, suppress
 import pytest
 from playwright.async_api import async_playwright
 
+from clients.conformance.in_browser import CHROMIUM_FLAGS
 from tests.clients.third_party.browser_client import BrowserClient, origin
 from tests.clients.third_party.clients import Client
 from tests.clients.third_party.node_client import NodeClient, install
 from tests.clients.third_party.python_client import PythonClient
-from tests.support.demo_tabs import CHROMIUM, CHROMIUM_FLAGS
+from tests.support.demo_tabs import CHROMIUM
 from tests.support.running import RunningSidecar, running_sidecar
 from tests.support.tools import lacking
 
@@ -66,7 +67,9 @@ async def new_client(request: pytest.FixtureRequest, page_origin: str) -> AsyncI
                 if CHROMIUM is None:
                     lacking("chromium")
                 playwright = await stack.enter_async_context(async_playwright())
-                browser = await playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=CHROMIUM_FLAGS)
+                browser = await playwright.chromium.launch(
+                    executable_path=CHROMIUM, headless=True, args=list(CHROMIUM_FLAGS)
+                )
                 stack.push_async_callback(browser.close)
                 yield lambda: note(BrowserClient(browser, page_origin))
         for client in made:
