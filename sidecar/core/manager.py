@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from sidecar.core.close_codes import Close, CloseCode, catalogued
 from sidecar.core.conversation import Conversation
@@ -38,7 +38,7 @@ from sidecar.core.message import (
     check_message,
     fingerprint,
 )
-from sidecar.core.outbox import Outbox
+from sidecar.core.outbox import Outbox, OutboxEntry
 from sidecar.core.outcomes import Outcomes
 from sidecar.core.ports import AuditEvent
 from sidecar.core.statistics import ManagerStatistics
@@ -59,12 +59,17 @@ if TYPE_CHECKING:
 NO_ATTEMPT: Final = -1
 
 
-class _Unconfirmed(NamedTuple):
-    sequence: int
-    message_id: str
-    accepted: Instant
-    pending: PendingReceipt
-    stream: StreamPlace | None
+class _Unconfirmed(PendingReceipt):
+    """The receipt of an append that the store has yet to answer, and what is needed to make it out."""
+
+    __slots__ = ("accepted", "entry", "message_id", "stream")
+
+    def __init__(self, entry: OutboxEntry, message_id: str, accepted: Instant, stream: StreamPlace | None) -> None:
+        super().__init__()
+        self.entry = entry
+        self.message_id = message_id
+        self.accepted = accepted
+        self.stream = stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,7 +423,7 @@ class IsolatedWebSocketManager:
         self.conversation.end(code, reason, at)
         self._on_end(self, self._account, reason, at)
         for one in waiting:
-            one.pending.settle(None, ManagerGone())
+            one.settle(None, ManagerGone())
         watchers, self.end_watchers = self.end_watchers, set()
         for watcher in watchers:
             watcher()
@@ -481,10 +486,10 @@ class IsolatedWebSocketManager:
         if message.message_id and (stream is None or not stream.position):
             identity = MessageIdentity(message.message_id, fingerprint(message))
         if not self._store.append(self.isolation_key, self.epoch, entry, identity, at, self._confirmed):
-            pending = PendingReceipt()
+            pending = _Unconfirmed(entry, message_id, at, stream)
             if self._unconfirmed is None:
                 self._unconfirmed = deque()
-            self._unconfirmed.append(_Unconfirmed(sequence, message_id, at, pending, stream))
+            self._unconfirmed.append(pending)
         if stream is not None:
             self._take_chunk(message, stream, Chunk(sequence, at, pending))
         if identity is not None:
@@ -536,12 +541,11 @@ class IsolatedWebSocketManager:
         if error is None:
             assert self._unconfirmed is not None
             first = self._unconfirmed.popleft()
-            frame = self.outbox.entries[first.sequence].frame
-            receipt = self._confirm(first.sequence, first.message_id, frame, first.accepted)
-            self._recent.confirmed(first.message_id, first.pending)
+            receipt = self._confirm(first.entry.sequence, first.message_id, first.entry.frame, first.accepted)
+            self._recent.confirmed(first.message_id, first)
             if first.stream is not None:
                 self.conversation.streams.confirmed(first.stream)
-            first.pending.settle(receipt, None)
+            first.settle(receipt, None)
             return
         refusal = error if isinstance(error, SidecarError) else Unavailable(ErrorReason.STORAGE_UNAVAILABLE)
         # Later appends were conditional on this one: they fail with it, and the head goes back to what is confirmed.
@@ -550,13 +554,13 @@ class IsolatedWebSocketManager:
         self._answers_to_pass_over = len(waiting) - 1
         self._account.queued_bytes -= self.outbox.fall_back()
         for one in waiting:
-            one.pending.settle(None, refusal)
+            one.settle(None, refusal)
 
     def _forget_unconfirmed(self) -> Sequence[_Unconfirmed]:
         """Those that wait, to be settled as failed once the manager's state is whole again."""
         waiting, self._unconfirmed = self._unconfirmed or (), None
         for one in reversed(waiting):
-            self._recent.forget(one.message_id, one.pending)
+            self._recent.forget(one.message_id, one)
             if one.stream is not None:
                 self.conversation.streams.fall_back(one.stream)
         self.messages_failed += len(waiting)

@@ -112,19 +112,19 @@ class PendingReceipt:
     def __init__(self) -> None:
         self.receipt: Receipt | None = None
         self.error: SidecarError | None = None
-        self._callbacks: list[Callable[[PendingReceipt], None]] = []
+        self._callbacks: tuple[Callable[[PendingReceipt], None], ...] = ()
 
     def add_done_callback(self, callback: Callable[[PendingReceipt], None]) -> None:
         """Call `callback` when settled; at once if it is."""
         if self.receipt is not None or self.error is not None:
             callback(self)
         else:
-            self._callbacks.append(callback)
+            self._callbacks += (callback,)
 
     def settle(self, receipt: Receipt | None, error: SidecarError | None) -> None:
         """Fix the outcome and tell whoever waits."""
         self.receipt, self.error = receipt, error
-        callbacks, self._callbacks = self._callbacks, []
+        callbacks, self._callbacks = self._callbacks, ()
         for callback in callbacks:
             callback(self)
 

@@ -216,7 +216,7 @@ class DeliverStream:
         if len(self._lanes) >= MAX_LANES:
             raise BadRequest("open_lane.lane", f"at most {MAX_LANES} lanes a stream")
         self._proved = True
-        lane = self._lanes[number] = Lane(number, self._closed.pop(number, None))
+        lane = self._lanes[number] = Lane(number, self._answer_settled, self._closed.pop(number, None))
         opening = lane.opening = Opening(
             grant,
             manager,
@@ -258,7 +258,7 @@ class DeliverStream:
         """The lane of that number that was closed, has ended, or was never opened."""
         lane = self._closed.get(number)
         if lane is None:
-            lane = Lane(number)
+            lane = Lane(number, self._answer_settled)
             self._keep_closed(lane)
         return lane
 
@@ -332,28 +332,26 @@ class DeliverStream:
         if len(lane.waiting) > MAX_LANE_UNCONFIRMED:
             self._full_lanes.add(lane.number)
         if isinstance(outcome, PendingReceipt):
-            outcome.add_done_callback(lambda _: self._confirmed(lane))
+            outcome.add_done_callback(lane.settled)
 
-    def _confirmed(self, lane: Lane) -> None:
-        self._answer_settled(lane)
-        self._answers.receipts_ready()
-
-    def _answer_settled(self, lane: Lane) -> None:
+    def _answer_settled(self, lane: Lane, _: PendingReceipt) -> None:
         """Up to the first outcome that the store has yet to confirm."""
-        while lane.waiting:
-            place, outcome, grant = lane.waiting[0]
+        waiting, answers = lane.waiting, self._answers
+        while waiting:
+            place, outcome, grant = waiting[0]
             if isinstance(outcome, PendingReceipt):
                 if outcome.receipt is not None:
                     outcome = outcome.receipt
                 elif outcome.error is not None:  # the store's, or the context has ended
                     outcome = refusal_of(outcome.error, self._facts, self._recorder, grant)
                 else:
-                    return
-            lane.waiting.popleft()
-            self._answers.owed -= 1
-            if len(lane.waiting) <= MAX_LANE_UNCONFIRMED:
+                    break
+            waiting.popleft()
+            answers.owed -= 1
+            if self._full_lanes and len(waiting) <= MAX_LANE_UNCONFIRMED:
                 self._full_lanes.discard(lane.number)
-            self._answers.add_receipt(lane.field, place, outcome)
+            answers.add_receipt(lane.field, place, outcome)
+        answers.receipts_ready()
 
     # Answers
 

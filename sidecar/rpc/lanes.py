@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from sidecar.api.v1 import delivery_service_pb2 as pb
@@ -95,12 +96,16 @@ class LaneReport:
 
 
 class Lane:
-    """One numbered lane of a stream, open or not, and the place of the next message in it."""
+    """One numbered lane of a stream, open or not, and the place of the next message in it.
 
-    __slots__ = ("field", "next_number", "number", "opening", "waiting")
+    `answer` is called when the store has confirmed one of its messages: what is answered now stands in `waiting`.
+    """
 
-    def __init__(self, number: int, former: Lane | None = None) -> None:
+    __slots__ = ("field", "next_number", "number", "opening", "settled", "waiting")
+
+    def __init__(self, number: int, answer: Callable[[Lane, PendingReceipt], None], former: Lane | None = None) -> None:
         self.number = number
+        self.settled = partial(answer, self)
         self.field = lane_field(number)
         self.next_number = 0
         self.opening: Opening | None = None

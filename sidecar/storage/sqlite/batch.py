@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from sidecar.core.message import StreamPlace
-    from sidecar.core.stored import MessageIdentity, StoredContext, StoredState
+    from sidecar.core.stored import StoredContext, StoredState
+    from sidecar.storage.sqlite.requests import Append
     from sidecar.storage.sqlite.sealing import Seal
 
 
@@ -19,22 +19,6 @@ class NewContext(NamedTuple):
     key: bytes
     seal: Seal
     context: StoredContext
-
-
-class NewMessage(NamedTuple):
-    """A message to be kept, in row `id`; times are Unix seconds. A client's own has a negative `sequence`."""
-
-    id: int
-    context: int
-    seal: Seal
-    sequence: int
-    frame: bytes
-    size: int
-    expires_at: float
-    critical: bool
-    accepted_at: float
-    identity: MessageIdentity | None
-    stream: StreamPlace | None
 
 
 class NewState(NamedTuple):
@@ -49,11 +33,12 @@ class NewState(NamedTuple):
 class Batch:
     """See the module. `cleared` are rows whose message goes and whose identity stays; `truncate`: empty the log too.
 
-    `watchers` are called when it was answered, one way or the other.
+    `messages` go in the rows from `first_row` on. `watchers` are called when it was answered, one way or the other.
     """
 
     contexts: list[NewContext] = field(default_factory=list)
-    messages: list[NewMessage] = field(default_factory=list)
+    first_row: int = 0
+    messages: list[Append] = field(default_factory=list)
     states: list[NewState] = field(default_factory=list)
     cleared: list[int] = field(default_factory=list)
     deleted: list[int] = field(default_factory=list)

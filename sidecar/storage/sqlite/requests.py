@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from sidecar.core.message import Instant, StreamPlace
+    from sidecar.core.message import Instant
     from sidecar.core.outbox import OutboxEntry
     from sidecar.core.ports import Confirmed
     from sidecar.core.stored import MessageIdentity, RestoredContext, StoredContext, StoredState
@@ -47,52 +47,22 @@ class Creation(NamedTuple):
 
 
 class Append(NamedTuple):
-    """A message to be kept; times are Unix seconds.
+    """A message to be kept: an outbox's entry, accepted `at`, which stays as it is until its append was answered.
 
-    A client's own has a negative `sequence`: its number in its context, by which nothing is expected.
+    A client's own has a negative sequence: its number in its context, by which nothing is expected.
     """
 
     context: Context
     epoch: int
-    sequence: int
-    frame: bytes
-    size: int
-    expires_at: float
-    critical: bool
-    accepted_at: float
+    entry: OutboxEntry
     identity: MessageIdentity | None
-    stream: StreamPlace | None
+    at: Instant
     confirmed: Confirmed
 
     @property
     def is_inbound(self) -> bool:
         """It is a client's own."""
-        return self.sequence < 0
-
-
-def append_of(
-    context: Context,
-    epoch: int,
-    entry: OutboxEntry,
-    identity: MessageIdentity | None,
-    at: Instant,
-    confirmed: Confirmed,
-) -> Append:
-    """The message of an outbox, accepted `at`."""
-    expires_at = 0.0 if entry.critical else at.unix + entry.expires_at - at.monotonic
-    return Append(
-        context,
-        epoch,
-        entry.sequence,
-        entry.frame,
-        entry.size,
-        expires_at,
-        entry.critical,
-        at.unix,
-        identity,
-        entry.stream,
-        confirmed,
-    )
+        return self.entry.sequence < 0
 
 
 Request = Creation | Append
@@ -105,6 +75,7 @@ def is_expected(request: Request) -> bool:
     context = request.context
     if context.disposed or isinstance(request, Creation):
         return not context.disposed
-    if request.is_inbound:
+    sequence = request.entry.sequence
+    if sequence < 0:
         return context.expected != NOTHING
-    return request.sequence == context.expected and request.epoch == context.epoch
+    return sequence == context.expected and request.epoch == context.epoch

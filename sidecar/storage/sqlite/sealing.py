@@ -8,6 +8,7 @@ two of them became likely enough to matter. Destroying the wrapped key makes eve
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from enum import IntEnum
 from struct import Struct, error
 from typing import Final
@@ -46,9 +47,9 @@ class Seal:
     def __init__(self, key: bytes) -> None:
         self._cipher = AESGCM(key)
 
-    def seal(self, kind: Kind, context: int, sequence: int, value: bytes) -> bytes:
-        """`value` encrypted for that place: nonce, ciphertext, tag."""
-        nonce = os.urandom(_NONCE_BYTES)
+    def seal(self, kind: Kind, context: int, sequence: int, value: bytes, nonce: bytes = b"") -> bytes:
+        """`value` encrypted for that place: nonce, ciphertext, tag. The nonce is one of `new_nonces`, or drawn here."""
+        nonce = nonce or os.urandom(_NONCE_BYTES)
         return nonce + self._cipher.encrypt(nonce, value, _place(kind, context, sequence))
 
     def open(self, kind: Kind, context: int, sequence: int, sealed: bytes) -> bytes:
@@ -57,6 +58,12 @@ class Seal:
             return self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], _place(kind, context, sequence))
         except (InvalidTag, ValueError, TypeError, error):
             raise Unsealable from None
+
+
+def new_nonces(count: int) -> Iterator[bytes]:
+    """So many nonces, drawn at once: a system call for each costs as much as the encryption."""
+    drawn = os.urandom(count * _NONCE_BYTES)
+    return (drawn[start : start + _NONCE_BYTES] for start in range(0, len(drawn), _NONCE_BYTES))
 
 
 def new_key() -> bytes:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from sidecar.core.errors import ErrorReason, Unavailable
 from sidecar.core.message import Durability
-from sidecar.storage.sqlite.batch import Batch, NewContext, NewMessage, NewState
+from sidecar.core.outbox import OutboxEntry
+from sidecar.storage.sqlite.batch import Batch, NewContext, NewState
 from sidecar.storage.sqlite.database import load, open_database
 from sidecar.storage.sqlite.errors import StoreUnusable
 from sidecar.storage.sqlite.requests import (
@@ -25,7 +27,6 @@ from sidecar.storage.sqlite.requests import (
     Context,
     Creation,
     Request,
-    append_of,
     is_expected,
 )
 from sidecar.storage.sqlite.rows import encode_inbound
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sidecar.core.message import Instant
-    from sidecar.core.outbox import OutboxEntry
     from sidecar.core.ports import Confirmed
     from sidecar.core.stored import MessageIdentity, StoredContext, StoredInbound, StoredState
     from sidecar.core.writes import WriteBatch
@@ -163,7 +163,7 @@ class SqliteOutboxStore:
     ) -> bool:
         """Kept with the next commit."""
         context = self._contexts[isolation_key]
-        self._requests.append(append_of(context, epoch, entry, identity, at, confirmed))
+        self._requests.append(Append(context, epoch, entry, identity, at, confirmed))
         if not self._handing_over:
             self._hand_over_soon()
         return False
@@ -172,8 +172,8 @@ class SqliteOutboxStore:
         """Kept with the next commit."""
         assert inbound.message is not None
         context, row = self._contexts[isolation_key], encode_inbound(inbound.service, inbound.message)
-        what = (context.epoch, -inbound.number, row, len(row), 0.0, False, at.unix, inbound.identity, None, confirmed)
-        self._requests.append(Append(context, *what))
+        entry = OutboxEntry(-inbound.number, row, len(row), inf, False)
+        self._requests.append(Append(context, context.epoch, entry, inbound.identity, at, confirmed))
         self._hand_over_soon()
         return False
 
@@ -245,7 +245,8 @@ class SqliteOutboxStore:
     def _take(self, batch: Batch) -> list[Request]:
         """Move requests into the batch, in order; those that cannot succeed are answered at once."""
         taken: list[Request] = []
-        size = 0
+        size, row = 0, self._next_message
+        batch.first_row = row
         while self._requests and len(taken) < MAX_BATCH_MESSAGES and size < MAX_BATCH_BYTES:
             request = self._requests.popleft()
             context = request.context
@@ -255,22 +256,18 @@ class SqliteOutboxStore:
             if isinstance(request, Creation):
                 batch.contexts.append(NewContext(context.id, request.key, context.seal, request.stored))
             else:
-                context.expected += not request.is_inbound
-                size += len(request.frame)
-                batch.messages.append(self._new_message(request))
+                entry = request.entry
+                sequence = entry.sequence
+                context.expected += sequence > 0
+                context.frames[sequence] = row
+                if request.identity is not None:
+                    context.identities[sequence] = row
+                row += 1
+                size += len(entry.frame)
+                batch.messages.append(request)
             taken.append(request)
+        self._next_message = row
         return taken
-
-    def _new_message(self, request: Append) -> NewMessage:
-        context, _, sequence, frame, size, expires_at, critical, accepted_at, identity, stream, _ = request
-        row = self._next_message
-        self._next_message = row + 1
-        context.frames[sequence] = row
-        if identity is not None:
-            context.identities[sequence] = row
-        return NewMessage(
-            row, context.id, context.seal, sequence, frame, size, expires_at, critical, accepted_at, identity, stream
-        )
 
     def _written(self, batch: Batch, error: Unavailable | None) -> None:
         """Called by the writer, in its thread."""
@@ -330,10 +327,11 @@ class SqliteOutboxStore:
             if isinstance(request, Creation):
                 request.context.expected = NOTHING
             else:
+                context, sequence = request.context, request.entry.sequence
                 if not request.is_inbound:
-                    request.context.expected = request.sequence
-                request.context.frames.pop(request.sequence, None)
-                request.context.identities.pop(request.sequence, None)
+                    context.expected = sequence
+                context.frames.pop(sequence, None)
+                context.identities.pop(sequence, None)
         for request in taken:
             self._answer(request.confirmed, error)
         self._flush_later(RETRY_S)

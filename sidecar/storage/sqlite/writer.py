@@ -15,9 +15,9 @@ from typing import Any, Final
 import structlog
 
 from sidecar.core.errors import ErrorReason, Unavailable
-from sidecar.storage.sqlite.batch import Batch, NewMessage
+from sidecar.storage.sqlite.batch import Batch
 from sidecar.storage.sqlite.rows import encode_context, encode_identity, encode_message, encode_state
-from sidecar.storage.sqlite.sealing import Kind, Seal
+from sidecar.storage.sqlite.sealing import Kind, Seal, new_nonces
 
 logger = structlog.get_logger("sidecar.storage")
 
@@ -98,7 +98,7 @@ class Writer:
             (new.id, new.seal.seal(Kind.CONTEXT, new.id, 0, encode_context(new.context))) for new in batch.contexts
         ]
         self._insert("INSERT INTO contexts VALUES ", contexts)
-        self._insert("INSERT INTO messages VALUES ", [_message_row(message) for message in batch.messages])
+        self._insert("INSERT INTO messages VALUES ", _message_rows(batch))
         states = [
             (new.context, new.seal.seal(Kind.STATE, new.context, 0, encode_state(new.state))) for new in batch.states
         ]
@@ -120,13 +120,18 @@ class Writer:
             self._connection.execute(f"{statement}({','.join('?' * len(chunk))})", chunk)
 
 
-def _message_row(new: NewMessage) -> tuple[int, int, int, bytes | None, bytes]:
-    row, context, seal, sequence, frame, size, expires_at, critical, accepted_at, identity, stream = new
-    sealed = None
-    if identity is not None:
-        sealed = seal.seal(Kind.IDENTITY, context, sequence, encode_identity(identity, accepted_at))
-    message = seal.seal(Kind.MESSAGE, context, sequence, encode_message(frame, size, expires_at, critical, stream))
-    return row, context, sequence, sealed, message
+def _message_rows(batch: Batch) -> list[tuple[int, int, int, bytes | None, bytes]]:
+    rows = []
+    nonces = new_nonces(len(batch.messages))
+    for row, (context, _, entry, identity, at, _) in enumerate(batch.messages, batch.first_row):
+        number, seal, sequence = context.id, context.seal, entry.sequence
+        known = None
+        if identity is not None:
+            known = seal.seal(Kind.IDENTITY, number, sequence, encode_identity(identity, at.unix))
+        expires_at = 0.0 if entry.critical else at.unix + entry.expires_at - at.monotonic
+        message = encode_message(entry.frame, entry.size, expires_at, entry.critical, entry.stream)
+        rows.append((row, number, sequence, known, seal.seal(Kind.MESSAGE, number, sequence, message, next(nonces))))
+    return rows
 
 
 def _chunks(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
