@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping
 from enum import IntEnum
+from functools import partial
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
@@ -20,6 +21,9 @@ MAX_HEADER_VALUE_CHARACTERS: Final = 1024
 MAX_TTL_S: Final = 86_400.0
 SMALL_JSON_BYTES: Final = 1_024
 MAX_STREAM_INDEX: Final = 2**53 - 1
+
+_is_identifier: Final = IDENTIFIER.fullmatch
+_IDENTIFIER_RULE: Final = "1 to 128 of A-Z a-z 0-9 _ . : @ | -"
 
 
 class ContentType(IntEnum):
@@ -92,6 +96,29 @@ class Message(NamedTuple):
     stream: StreamPlace | None = None
 
 
+make_message: Final[
+    Callable[
+        [
+            tuple[
+                str,
+                str,
+                bytes,
+                int,
+                float | None,
+                Mapping[str, str] | None,
+                int,
+                bool,
+                str,
+                bool,
+                StreamPlace | None,
+            ]
+        ],
+        Message,
+    ]
+] = partial(tuple.__new__, Message)
+"""A Message of all its members: calling the type costs twice as much, and each message is one."""
+
+
 class Receipt(NamedTuple):
     """What an OK says. `accepted_time` is Unix seconds; `connections` how many sockets were given the frame."""
 
@@ -102,6 +129,10 @@ class Receipt(NamedTuple):
     connections: int
     duplicate: bool
     accepted_time: float
+
+
+make_receipt: Final[Callable[[tuple[str, int, int, int, int, bool, float]], Receipt]] = partial(tuple.__new__, Receipt)
+"""A Receipt of all its members, as `make_message`."""
 
 
 class PendingReceipt:
@@ -148,24 +179,26 @@ def check_message(message: Message, max_message_bytes: int, *, names_known: bool
     A JSON payload is parsed whole (one RFC 8259 value): it is spliced into the frame as it is, and unread it could
     forge the envelope.
     """
-    if len(message.payload) > max_message_bytes:
+    message_id, event_type, payload, content_type, ttl_s, headers, _, _, reply_to, _, stream = message
+    if len(payload) > max_message_bytes:
         raise BadRequest("message.payload", "longer than limits.max_message_bytes")
-    stream = message.stream
     if stream is not None and stream.position > MAX_STREAM_INDEX:
         raise BadRequest("message.stream.index", "at most 2^53 - 1")
-    if message.content_type == _JSON:
+    if content_type == _JSON:
         # The last chunk of a stream may say nothing.
-        silent = not message.payload and stream is not None and stream.state is not StreamState.OPEN
-        if not silent and not is_json(message.payload):
+        silent = not payload and stream is not None and stream.state is not StreamState.OPEN
+        if not silent and not is_json(payload):
             raise BadRequest("message.payload", "not one JSON value (RFC 8259)")
     else:
         _check_other_content(message)
-    if message.message_id or not names_known:
-        _check_identifiers(message)
-    if message.ttl_s is not None and not 0 < message.ttl_s <= MAX_TTL_S:
+    if message_id and not _is_identifier(message_id):
+        raise BadRequest("message.message_id", _IDENTIFIER_RULE)
+    if not names_known and (event_type or reply_to or stream is not None):
+        _check_names(event_type, reply_to, stream)
+    if ttl_s is not None and not 0 < ttl_s <= MAX_TTL_S:
         raise BadRequest("message.ttl", "more than 0 and at most one day")
-    if message.headers:
-        _check_headers(message.headers)
+    if headers:
+        _check_headers(headers)
 
 
 def is_json(payload: bytes) -> bool:
@@ -206,24 +239,21 @@ def _check_other_content(message: Message) -> None:
         raise BadRequest("message.content_type", "unknown content type")
 
 
-def _check_identifiers(message: Message) -> None:
-    for field, value in (
-        ("message.message_id", message.message_id),
-        ("message.event_type", message.event_type),
-        ("message.reply_to", message.reply_to),
-    ):
-        if value and not IDENTIFIER.fullmatch(value):
-            raise BadRequest(field, "1 to 128 of A-Z a-z 0-9 _ . : @ | -")
-    if message.stream is not None and not IDENTIFIER.fullmatch(message.stream.stream_id):
-        raise BadRequest("message.stream.stream_id", "1 to 128 of A-Z a-z 0-9 _ . : @ | -")
+def _check_names(event_type: str, reply_to: str, stream: StreamPlace | None) -> None:
+    if event_type and not _is_identifier(event_type):
+        raise BadRequest("message.event_type", _IDENTIFIER_RULE)
+    if reply_to and not _is_identifier(reply_to):
+        raise BadRequest("message.reply_to", _IDENTIFIER_RULE)
+    if stream is not None and not _is_identifier(stream.stream_id):
+        raise BadRequest("message.stream.stream_id", _IDENTIFIER_RULE)
 
 
 def _check_headers(headers: Mapping[str, str]) -> None:
     if len(headers) > MAX_HEADERS:
         raise BadRequest("message.headers", f"more than {MAX_HEADERS}")
     for name, value in headers.items():
-        if not IDENTIFIER.fullmatch(name):
-            raise BadRequest("message.headers", "a name is 1 to 128 of A-Z a-z 0-9 _ . : @ | -")
+        if not _is_identifier(name):
+            raise BadRequest("message.headers", f"a name is {_IDENTIFIER_RULE}")
         if len(value) > MAX_HEADER_VALUE_CHARACTERS:
             raise BadRequest("message.headers", f"a value is at most {MAX_HEADER_VALUE_CHARACTERS} characters")
 

@@ -34,7 +34,7 @@ class Acceptance:
         Who has the manager from `Callers.open` was asked for the scope `send` there.
         """
         message = message_from(proto)
-        if message.critical:
+        if proto.critical:
             require_emit(message, scopes)
         return self.send(manager, message, at)
 

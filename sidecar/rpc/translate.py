@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from sidecar.api.v1 import types_pb2
 from sidecar.core.errors import BadRequest
-from sidecar.core.message import ContentType, Instant, Message, Receipt, StreamPlace, StreamState
+from sidecar.core.message import ContentType, Instant, Message, Receipt, StreamPlace, StreamState, make_message
 
 if TYPE_CHECKING:
     from sidecar.core.identity import UserExecutionContext
@@ -20,18 +20,20 @@ _STREAM_STATES: dict[int, StreamState] = {0: StreamState.OPEN, **{int(state): st
 def message_from(proto: types_pb2.Message) -> Message:
     """The core's message."""
     headers = proto.headers
-    return Message(  # by place: by name it costs twice as much
-        proto.message_id,
-        proto.event_type,
-        proto.payload,
-        proto.content_type or _JSON,
-        _ttl_s(proto) if proto.HasField("ttl") else None,
-        dict(headers) if headers else None,
-        proto.min_durability,
-        proto.critical,
-        proto.reply_to,
-        False,
-        _stream_of(proto.stream) if proto.HasField("stream") else None,
+    return make_message(
+        (
+            proto.message_id,
+            proto.event_type,
+            proto.payload,
+            proto.content_type or _JSON,
+            _ttl_s(proto) if proto.HasField("ttl") else None,
+            dict(headers) if headers else None,
+            proto.min_durability,
+            proto.critical,
+            proto.reply_to,
+            False,
+            _stream_of(proto.stream) if proto.HasField("stream") else None,
+        )
     )
 
 

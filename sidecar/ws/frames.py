@@ -55,14 +55,14 @@ class JsonEncoder:
 
     def message(self, sequence: int, message_id: str, message: Message) -> bytes:
         """JSON stands in `data` with its bytes unchanged, text as a string, binary as base64 (RFC 4648 §4)."""
-        if message.content_type == _JSON:
-            content_type, data = "json", message.payload or b"null"  # only a stream's last chunk may be empty
-        else:
+        _, event_type, data, content, _, headers, _, critical, reply_to, _, stream = message
+        content_type = "json"
+        if content != _JSON:
             content_type, data = _encode_other(message)
-        event = f',"event":"{message.event_type}"' if message.event_type else ""
-        rare = ""
-        if message.critical or message.reply_to or message.stream or message.headers:
-            rare = _rare_members(message)
+        elif not data:
+            data = b"null"  # a stream's last chunk, which alone may be empty
+        event = f',"event":"{event_type}"' if event_type else ""
+        rare = _rare_members(message) if critical or reply_to or stream or headers else ""
         head = (
             f'{{"type":"message","sequence":{sequence},"id":"{message_id}"{event}{rare}'
             f',"content_type":"{content_type}","data":'

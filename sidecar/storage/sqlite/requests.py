@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -65,6 +66,11 @@ class Append(NamedTuple):
         return self.entry.sequence < 0
 
 
+make_append: Final[Callable[[tuple[Context, int, OutboxEntry, MessageIdentity | None, Instant, Confirmed]], Append]] = (
+    partial(tuple.__new__, Append)
+)
+"""An Append of all its members: calling the type costs twice as much."""
+
 Request = Creation | Append
 Adopt = Callable[["RestoredContext"], "tuple[int, Callable[[], StoredState]] | None"]
 """Takes over a context that was kept: its owner epoch from now on, and what reads where it stands. None: it is over."""
@@ -72,10 +78,10 @@ Adopt = Callable[["RestoredContext"], "tuple[int, Callable[[], StoredState]] | N
 
 def is_expected(request: Request) -> bool:
     """An append is conditional on the owner's epoch and on the sequence that comes next; a client's own on neither."""
-    context = request.context
-    if context.disposed or isinstance(request, Creation):
-        return not context.disposed
-    sequence = request.entry.sequence
-    if sequence < 0:
-        return context.expected != NOTHING
-    return sequence == context.expected and request.epoch == context.epoch
+    if isinstance(request, Creation):
+        return not request.context.disposed
+    context, epoch, entry, _, _, _ = request
+    sequence = entry.sequence
+    if context.disposed or sequence < 0:
+        return not context.disposed and context.expected != NOTHING
+    return sequence == context.expected and epoch == context.epoch

@@ -28,6 +28,7 @@ from sidecar.storage.sqlite.requests import (
     Creation,
     Request,
     is_expected,
+    make_append,
 )
 from sidecar.storage.sqlite.rows import encode_inbound
 from sidecar.storage.sqlite.sealing import Seal, new_key
@@ -163,7 +164,7 @@ class SqliteOutboxStore:
     ) -> bool:
         """Kept with the next commit."""
         context = self._contexts[isolation_key]
-        self._requests.append(Append(context, epoch, entry, identity, at, confirmed))
+        self._requests.append(make_append((context, epoch, entry, identity, at, confirmed)))
         if not self._handing_over:
             self._hand_over_soon()
         return False
@@ -249,23 +250,23 @@ class SqliteOutboxStore:
         batch.first_row = row
         while self._requests and len(taken) < MAX_BATCH_MESSAGES and size < MAX_BATCH_BYTES:
             request = self._requests.popleft()
-            context = request.context
             if not is_expected(request):
                 self._answer(request.confirmed, Unavailable(ErrorReason.STORAGE_UNAVAILABLE))
                 continue
-            if isinstance(request, Creation):
-                batch.contexts.append(NewContext(context.id, request.key, context.seal, request.stored))
-            else:
-                entry = request.entry
-                sequence = entry.sequence
-                context.expected += sequence > 0
-                context.frames[sequence] = row
-                if request.identity is not None:
-                    context.identities[sequence] = row
-                row += 1
-                size += len(entry.frame)
-                batch.messages.append(request)
             taken.append(request)
+            if isinstance(request, Creation):
+                context = request.context
+                batch.contexts.append(NewContext(context.id, request.key, context.seal, request.stored))
+                continue
+            batch.messages.append(request)
+            context, _, entry, identity, _, _ = request
+            sequence = entry.sequence
+            context.expected += sequence > 0
+            context.frames[sequence] = row
+            if identity is not None:
+                context.identities[sequence] = row
+            row += 1
+            size += len(entry.frame)
         self._next_message = row
         return taken
 

@@ -98,7 +98,7 @@ class Writer:
             (new.id, new.seal.seal(Kind.CONTEXT, new.id, 0, encode_context(new.context))) for new in batch.contexts
         ]
         self._insert("INSERT INTO contexts VALUES ", contexts)
-        self._insert("INSERT INTO messages VALUES ", _message_rows(batch))
+        self._insert("INSERT INTO messages VALUES ", _message_rows(batch), place="(?,?,?,nullif(?,0),?)")
         states = [
             (new.context, new.seal.seal(Kind.STATE, new.context, 0, encode_state(new.state))) for new in batch.states
         ]
@@ -109,9 +109,10 @@ class Writer:
         self._each("DELETE FROM contexts WHERE id IN ", batch.disposed)
         self._each("DELETE FROM states WHERE context IN ", batch.disposed)
 
-    def _insert(self, statement: str, rows: Sequence[tuple[Any, ...]], otherwise: str = "") -> None:
+    def _insert(
+        self, statement: str, rows: Sequence[tuple[Any, ...]], otherwise: str = "", *, place: str = "(?,?)"
+    ) -> None:
         for chunk in _chunks(rows):
-            place = f"({','.join('?' * len(chunk[0]))})"
             values = [value for row in chunk for value in row]
             self._connection.execute(statement + ",".join([place] * len(chunk)) + otherwise, values)
 
@@ -120,17 +121,21 @@ class Writer:
             self._connection.execute(f"{statement}({','.join('?' * len(chunk))})", chunk)
 
 
-def _message_rows(batch: Batch) -> list[tuple[int, int, int, bytes | None, bytes]]:
+def _message_rows(batch: Batch) -> list[tuple[int, int, int, bytes | int, bytearray]]:
+    """An identity that is not there is 0: sqlite3 takes longer to see whether it may adapt a None, or bytes, than to
+    bind them.
+    """
     rows = []
     nonces = new_nonces(len(batch.messages))
     for row, (context, _, entry, identity, at, _) in enumerate(batch.messages, batch.first_row):
         number, seal, sequence = context.id, context.seal, entry.sequence
-        known = None
+        known: bytes | int = 0
         if identity is not None:
             known = seal.seal(Kind.IDENTITY, number, sequence, encode_identity(identity, at.unix))
         expires_at = 0.0 if entry.critical else at.unix + entry.expires_at - at.monotonic
         message = encode_message(entry.frame, entry.size, expires_at, entry.critical, entry.stream)
-        rows.append((row, number, sequence, known, seal.seal(Kind.MESSAGE, number, sequence, message, next(nonces))))
+        sealed = seal.seal(Kind.MESSAGE, number, sequence, message, next(nonces))
+        rows.append((row, number, sequence, known, bytearray(sealed)))
     return rows
 
 
