@@ -173,16 +173,16 @@ class Outbox:
 
     def release(self, sequence: int) -> int:
         """Keep nothing up to `sequence` (at most the cursor) any more. Returns the bytes set free."""
-        done = [entry for kept, entry in self._critical.items() if kept <= sequence] if self._critical else []
-        for entry in self._ordinary or ():
-            if entry.sequence > sequence:
-                break
-            if entry.kept:
-                done.append(entry)
         freed = 0
-        for entry in done:
+        for entry in [entry for kept, entry in self._critical.items() if kept <= sequence] if self._critical else ():
             freed += entry.size
             self._remove(entry)
+        ordinary = self._ordinary
+        while ordinary and ordinary[0].sequence <= sequence:
+            entry = ordinary.popleft()
+            if entry.kept:
+                freed += entry.size
+                self._remove(entry)
         self._compact()
         return freed
 

@@ -67,8 +67,9 @@ class JsonEncoder:
             f'{{"type":"message","sequence":{sequence},"id":"{message_id}"{event}{rare}'
             f',"content_type":"{content_type}","data":'
         ).encode()
-        # One copy of the payload, whatever its size.
-        return b"".join((header(_TEXT, len(head) + len(data) + 1), head, data, b"}"))
+        length = len(head) + len(data) + 1
+        first = _MEDIUM(_TEXT, 126, length) if 126 <= length < 65_536 else header(_TEXT, length)
+        return b"".join((first, head, data, b"}"))  # one copy of the payload, whatever its size
 
     def gap(self, first: int, last: int, reason: str) -> bytes | None:
         """What could not be kept, in its place in the order."""

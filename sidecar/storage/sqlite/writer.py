@@ -23,6 +23,7 @@ logger = structlog.get_logger("sidecar.storage")
 
 _CHUNKS: Final = (256, 64, 16, 4, 1)
 """How many rows a statement takes: few statements to prepare, few to run."""
+_MESSAGE: Final = Kind.MESSAGE  # reading a member of an enumeration costs more than a call
 
 Done = Callable[[Batch, Unavailable | None], None]
 
@@ -92,16 +93,15 @@ class Writer:
         return None
 
     def _write(self, batch: Batch) -> None:
-        keys = [(new.id, self._seal.seal(Kind.KEY, new.id, 0, new.key)) for new in batch.contexts]
-        self._insert("INSERT INTO keys VALUES ", keys, " ON CONFLICT DO UPDATE SET key = excluded.key")
-        contexts = [
-            (new.id, new.seal.seal(Kind.CONTEXT, new.id, 0, encode_context(new.context))) for new in batch.contexts
-        ]
+        keys, contexts, states = list[Any](), list[Any](), list[Any]()
+        for id_, key, seal, context in batch.contexts:
+            keys += (id_, self._seal.seal(Kind.KEY, id_, 0, key))
+            contexts += (id_, seal.seal(Kind.CONTEXT, id_, 0, encode_context(context)))
+        for id_, seal, state in batch.states:
+            states += (id_, seal.seal(Kind.STATE, id_, 0, encode_state(state)))
+        self._insert("INSERT INTO keys VALUES ", keys, otherwise=" ON CONFLICT DO UPDATE SET key = excluded.key")
         self._insert("INSERT INTO contexts VALUES ", contexts)
-        self._insert("INSERT INTO messages VALUES ", _message_rows(batch), place="(?,?,?,nullif(?,0),?)")
-        states = [
-            (new.context, new.seal.seal(Kind.STATE, new.context, 0, encode_state(new.state))) for new in batch.states
-        ]
+        self._insert("INSERT INTO messages VALUES ", _message_values(batch), "(?,?,?,nullif(?,0),?)")
         self._insert("INSERT OR REPLACE INTO states VALUES ", states)
         self._each("UPDATE messages SET message = NULL WHERE id IN ", batch.cleared)
         self._each("DELETE FROM messages WHERE id IN ", batch.deleted)
@@ -109,39 +109,37 @@ class Writer:
         self._each("DELETE FROM contexts WHERE id IN ", batch.disposed)
         self._each("DELETE FROM states WHERE context IN ", batch.disposed)
 
-    def _insert(
-        self, statement: str, rows: Sequence[tuple[Any, ...]], otherwise: str = "", *, place: str = "(?,?)"
-    ) -> None:
-        for chunk in _chunks(rows):
-            values = [value for row in chunk for value in row]
-            self._connection.execute(statement + ",".join([place] * len(chunk)) + otherwise, values)
+    def _insert(self, statement: str, values: Sequence[Any], row: str = "(?,?)", otherwise: str = "") -> None:
+        """`values` has those of one row behind those of another."""
+        for rows, chunk in _chunks(values, row.count("?")):
+            self._connection.execute(statement + ",".join([row] * rows) + otherwise, chunk)
 
     def _each(self, statement: str, ids: Sequence[int]) -> None:
-        for chunk in _chunks(ids):
-            self._connection.execute(f"{statement}({','.join('?' * len(chunk))})", chunk)
+        for rows, chunk in _chunks(ids, 1):
+            self._connection.execute(f"{statement}({','.join('?' * rows)})", chunk)
 
 
-def _message_rows(batch: Batch) -> list[tuple[int, int, int, bytes | int, bytearray]]:
-    """An identity that is not there is 0: sqlite3 takes longer to see whether it may adapt a None, or bytes, than to
-    bind them.
+def _message_values(batch: Batch) -> list[Any]:
+    """Row, context, sequence, identity or 0, message: sqlite3 takes longer to see whether it may adapt None, or bytes,
+    than to bind them.
     """
-    rows = []
+    values = list[Any]()
     nonces = new_nonces(len(batch.messages))
     for row, (context, _, entry, identity, at, _) in enumerate(batch.messages, batch.first_row):
-        number, seal, sequence = context.id, context.seal, entry.sequence
+        id_, seal, sequence = context.id, context.seal, entry.sequence
         known: bytes | int = 0
         if identity is not None:
-            known = seal.seal(Kind.IDENTITY, number, sequence, encode_identity(identity, at.unix))
+            known = seal.seal(Kind.IDENTITY, id_, sequence, encode_identity(identity, at.unix))
         expires_at = 0.0 if entry.critical else at.unix + entry.expires_at - at.monotonic
         message = encode_message(entry.frame, entry.size, expires_at, entry.critical, entry.stream)
-        sealed = seal.seal(Kind.MESSAGE, number, sequence, message, next(nonces))
-        rows.append((row, number, sequence, known, bytearray(sealed)))
-    return rows
+        values += (row, id_, sequence, known, bytearray(seal.seal(_MESSAGE, id_, sequence, message, next(nonces))))
+    return values
 
 
-def _chunks(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
+def _chunks(values: Sequence[Any], width: int) -> Iterator[tuple[int, Sequence[Any]]]:
+    """`values` of so many a row, in chunks of rows, each with how many rows it is."""
     start = 0
-    for size in _CHUNKS:
-        while len(rows) - start >= size:
-            yield rows[start : start + size]
-            start += size
+    for rows in _CHUNKS:
+        while len(values) - start >= rows * width:
+            yield rows, values[start : start + rows * width]
+            start += rows * width
