@@ -28,7 +28,7 @@ from sidecar.core.close_codes import CloseCode, catalogued
 from sidecar.core.context_factory import ConnectionContextFactoryManager
 from sidecar.core.errors import Unavailable
 from sidecar.core.factory import WebSocketManagerFactory
-from sidecar.core.message import Instant
+from sidecar.core.message import Instant, make_instant
 from sidecar.core.ports import AuditEvent
 from sidecar.core.statistics import SecurityCounters
 from sidecar.core.writes import WriteBatch
@@ -64,6 +64,10 @@ class SystemClock:
 
     monotonic = staticmethod(time.monotonic)
     time = staticmethod(time.time)
+
+    def now(self) -> Instant:
+        """One reading of both."""
+        return make_instant((time.monotonic(), time.time()))
 
 
 def random_hexadecimal(size: int) -> str:
@@ -218,7 +222,7 @@ class Sidecar:
         if kept.context.ends_with_socket:
             context.audit_log_action(AuditEvent.CONTEXT_CLOSED, reason="socket_lost", messages=kept.state.head)
             return None
-        manager = self.factory.restore_manager(context, JsonEncoder(), kept, self._now())
+        manager = self.factory.restore_manager(context, JsonEncoder(), kept, self._clock.now())
         return manager.epoch, manager.stored_state
 
     def _rpc_edge(self) -> RpcEdge:
@@ -259,7 +263,7 @@ class Sidecar:
     async def _end_contexts(self) -> None:
         """End every context, no faster than their records can be written."""
         close = catalogued(CloseCode.RESTART)
-        while self.factory.end_all(close, "sidecar_stopped", self._now(), most=END_SLICE):
+        while self.factory.end_all(close, "sidecar_stopped", self._clock.now(), most=END_SLICE):
             with suppress(Unavailable):
                 await self.audit.grant()
 
@@ -281,7 +285,7 @@ class Sidecar:
                 logger.error("tick failed", error=type(error).__name__)
 
     def _tick(self, ticks: int) -> None:
-        at = self._now()
+        at = self._clock.now()
         self.factory.tick(at)
         self.rpc.tick(at)
         self._floods.tick()
@@ -308,9 +312,6 @@ class Sidecar:
                 self.audit.record(AuditEvent.KEYS_ROTATED, key_id=key_id)
         except SettingError as problem:
             logger.error("a file cannot be used", setting=problem.setting, rule=problem.rule)
-
-    def _now(self) -> Instant:
-        return Instant(self._clock.monotonic(), self._clock.time())
 
 
 def run(config: Config, *, development: bool = False, demo_agent: bool = True) -> int:

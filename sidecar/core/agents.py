@@ -6,7 +6,7 @@ does not acknowledge in time, or held when it was lost, is sent again, marked, i
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from itertools import count
@@ -64,7 +64,7 @@ class AgentRegistry:
         self._numbers = count(1)
         self._max_inbound = max_inbound
         self._services: dict[str, _Service] = {}
-        self._user_bytes: Counter[UserIdentity] = Counter()
+        self._user_bytes: dict[UserIdentity, int] = {}
 
     def __len__(self) -> int:
         return sum(len(service.workers) for service in self._services.values())
@@ -341,9 +341,11 @@ class AgentRegistry:
         del service.deliveries[delivery.delivery_id]
         queue.remove(delivery)
         identity = queue.identity
-        self._user_bytes[identity] -= _size(delivery)
-        if not self._user_bytes[identity]:
-            del self._user_bytes[identity]
+        left = self._user_bytes.get(identity, 0) - _size(delivery)
+        if left:
+            self._user_bytes[identity] = left
+        else:
+            self._user_bytes.pop(identity, None)
         if queue.worker is not None:
             queue.worker.sent.pop(delivery.delivery_id, None)
             if not queue.waiting:

@@ -241,7 +241,7 @@ class WebSocketManagerFactory:
         bindings = context.bindings
         bindings.connections = lambda: manager.connections
         bindings.cleanup = lambda reason: self._end(
-            manager, reason, catalogued(CloseCode.GOING_AWAY), Instant(self._clock.monotonic(), self._clock.time())
+            manager, reason, catalogued(CloseCode.GOING_AWAY), self._clock.now()
         )
         manager.lifecycle.reschedule()
 

@@ -61,6 +61,10 @@ class Instant(NamedTuple):
     unix: float
 
 
+make_instant: Final[Callable[[tuple[float, float]], Instant]] = partial(tuple.__new__, Instant)
+"""An Instant of both: calling the type costs twice as much, and every call and frame has one."""
+
+
 class StreamState(IntEnum):
     """Where a chunk stands in its stream; the numbers are the proto's."""
 

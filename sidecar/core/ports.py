@@ -27,6 +27,9 @@ class Clock(Protocol):
     def time(self) -> float:
         """Unix seconds. Only for what people and other machines read; a step of it changes no timeout."""
 
+    def now(self) -> Instant:
+        """One reading of both."""
+
 
 class AuditEvent(StrEnum):
     """The closed list of what the audit trail records."""

@@ -10,7 +10,6 @@ from sidecar.api.v1 import admin_service_pb2 as pb
 from sidecar.core.close_codes import CloseCode, catalogued
 from sidecar.core.errors import BadRequest, ErrorReason, ManagerGone, PermissionDenied
 from sidecar.core.identity import IDENTIFIER, UserIdentity
-from sidecar.core.message import Instant
 from sidecar.core.ports import AuditEvent
 from sidecar.rpc.acceptance import ended_for_good
 from sidecar.rpc.translate import timestamp, unix_of, user_context
@@ -118,7 +117,7 @@ class AdminMethods:
         if not allowed:
             raise ManagerGone
         close = catalogued(CloseCode.CLOSED_BY_SERVICE)
-        count = self._factory.cleanup_manager(request.isolation_key, close, "cleaned_up", self._now())
+        count = self._factory.cleanup_manager(request.isolation_key, close, "cleaned_up", self._clock.now())
         await ended_for_good(self._factory)
         return pb.CleanupManagerResponse(connections=count)
 
@@ -129,7 +128,7 @@ class AdminMethods:
         service = self._callers.service(facts, Permission.ADMIN)
         identity = self._user(service, request.tenant_id, request.user_id)
         self._taking(service, facts, identity.tenant_id, identity.user_id, "")
-        managers, connections = self._factory.enforce_resource_limits(identity, self._now())
+        managers, connections = self._factory.enforce_resource_limits(identity, self._clock.now())
         await ended_for_good(self._factory)
         return pb.EnforceResourceLimitsResponse(managers=managers, connections=connections)
 
@@ -139,7 +138,7 @@ class AdminMethods:
         identity = self._user(service, request.tenant_id, request.user_id)
         self._taking(service, facts, identity.tenant_id, identity.user_id, request.reason)
         response = pb.DisconnectUserResponse()
-        close, at = catalogued(CloseCode.CLOSED_BY_SERVICE), self._now()
+        close, at = catalogued(CloseCode.CLOSED_BY_SERVICE), self._clock.now()
         for manager in self._factory.managers_of_user(identity):
             response.managers += 1
             response.connections += self._factory.cleanup_manager(manager.isolation_key, close, "disconnected", at)
@@ -192,7 +191,7 @@ class AdminMethods:
         )
 
     def _summary(self, manager: IsolatedWebSocketManager) -> pb.ManagerSummary:
-        at = self._now()
+        at = self._clock.now()
         return pb.ManagerSummary(
             isolation_key=manager.isolation_key,
             context=user_context(manager.context),
@@ -203,9 +202,6 @@ class AdminMethods:
             outbox_messages=len(manager.outbox.entries),
             outbox_bytes=manager.outbox.queued_bytes,
         )
-
-    def _now(self) -> Instant:
-        return Instant(self._clock.monotonic(), self._clock.time())
 
 
 def _matches(manager: IsolatedWebSocketManager, request: pb.ListManagersRequest, service: ServiceIdentity) -> bool:

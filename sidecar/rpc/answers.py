@@ -1,7 +1,8 @@
 """What a Deliver stream has yet to tell its client: frames in order, receipts gathered in as few as may be.
 
-The stream's one writer. Answers gather while a write is under way, so that many small frames cost few writes; and for
-a moment more where the client has several frames in flight. The receipt of a message that stands alone leaves at once.
+The stream's one writer. Answers gather while a write is under way, so that many small frames cost few writes; and
+where the client has several frames in flight, until it is quiet for a moment: then it may be waiting for them. The
+receipt of a message that stands alone leaves at once.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 MAX_RECEIPTS: Final = 1_000
 """In one frame."""
 
-GATHER_S: Final = 0.002
+QUIET_S: Final = 0.002
+MAX_LOOKS: Final = 4
+"""Receipts gather for so many times QUIET_S at most."""
 ENOUGH: Final = 64
 """So many receipts wait for no others: one write more is little beside what they cost."""
 
@@ -56,6 +59,8 @@ class Answers:
         self._several = False
         """The client does not wait for one frame's receipts before it sends the next."""
         self._gathering: TimerHandle | None = None
+        self._looks = 0
+        self._asked_before = 0
         self._call_later = call_later
 
     def asked(self) -> None:
@@ -84,7 +89,21 @@ class Answers:
         if not self._several or self.unsent >= ENOUGH:
             self._ready.set()
         elif self._gathering is None:
-            self._gathering = self._call_later(GATHER_S, self._ready.set)
+            self._looks = 0
+            self._look_again()
+
+    def _look_again(self) -> None:
+        self._looks += 1
+        self._asked_before = self._asked
+        self._gathering = self._call_later(QUIET_S, self._look)
+
+    def _look(self) -> None:
+        """Whether the client has asked for more in the moment that is over; else it may be waiting."""
+        if self._asked == self._asked_before or self._looks >= MAX_LOOKS:
+            self._gathering = None
+            self._ready.set()
+        else:
+            self._look_again()
 
     def put(self, frames: list[bytes]) -> None:
         """Write these, behind the receipts before them; now."""

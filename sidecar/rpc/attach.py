@@ -45,6 +45,7 @@ MAX_TOKENS: Final = 10_000
 """Of contexts that one worker was given events of, kept for their next event."""
 
 _ANY: Final = ("", "*")
+_Event: Final = pb.AttachResponse.Event  # a nested type is looked up by name each time
 _ACTS: Final = {EventKind.OPENED: "opened", EventKind.AWAY: "away", EventKind.BACK: "back"}
 
 
@@ -138,7 +139,7 @@ class AttachStream:
             finally:
                 self._audit.record(AuditEvent.AGENT_DETACHED, **self._fields(worker))
         finally:
-            self._agents.unregister(worker, self._now())
+            self._agents.unregister(worker, self._clock.now())
 
     def check_service(self) -> None:
         """End the stream when its token proves less than it was attached with; its scopes are followed at once."""
@@ -237,14 +238,14 @@ class AttachStream:
 
     async def _write_on(self, worker: AgentWorker) -> None:
         while True:
-            told = worker.next_cancelled() or self._agents.next(worker, self._now())
+            told = worker.next_cancelled() or self._agents.next(worker, self._clock.now())
             if told is None:
                 self._woken.clear()
                 await self._woken.wait()
                 continue
             context = told.context
             event = _event_of(told)
-            if event.HasField("closed"):  # there is nobody to answer any more
+            if isinstance(told, Delivery) and told.closing is not None:  # there is nobody to answer any more
                 self._minted.pop(context.isolation_key, None)
                 fields = _fields_of(context)
             else:
@@ -290,13 +291,10 @@ class AttachStream:
             "address": self._facts.address,
         }
 
-    def _now(self) -> Instant:
-        return Instant(self._clock.monotonic(), self._clock.time())
-
 
 def _event_of(told: Delivery | Cancelled) -> pb.AttachResponse.Event:
     """What is this event's own; the rest is its context's."""
-    event = pb.AttachResponse.Event()
+    event = _Event()
     if isinstance(told, Cancelled):
         event.cancelled.stream_id, event.cancelled.message_id = told.stream_id, told.message_id
         return event

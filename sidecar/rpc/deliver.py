@@ -54,6 +54,7 @@ SLICE_BYTES: Final = 256 * 1024
 """How much of a frame is delivered before others have the loop."""
 
 
+_parse: Final = pb.DeliverRequest.FromString
 Items = Sequence["pb.DeliverRequest.LaneMessage"]
 
 
@@ -162,7 +163,7 @@ class DeliverStream:
     def _take(self, data: bytes) -> Iterable[Items]:
         """Do as one frame says. Returns what is left of a large one, for others are to have the loop before it."""
         try:
-            request = pb.DeliverRequest.FromString(data)
+            request = _parse(data)
         except DecodeError:
             raise BadRequest("request", "not a DeliverRequest") from None
         kind = request.WhichOneof("frame")
@@ -296,7 +297,7 @@ class DeliverStream:
         return (items[start : start + step] for start in range(step, len(items), step))
 
     def _deliver_all(self, items: Items) -> None:
-        at = Instant(self._clock.monotonic(), self._clock.time())
+        at = self._clock.now()
         lanes, answers = self._lanes, self._answers
         with self._writes:
             for item in items:

@@ -80,7 +80,7 @@ class DeliveryMethods:
         """One message to the context that the token opens."""
         manager = self._callers.opened(facts, request.isolation_key, request.expected_user_id, Scope.SEND)
         wait_s = wait_s_of(request.wait_for_ack) if request.HasField("wait_for_ack") else None
-        receipt = self._acceptance.accept(manager, facts.grant.scopes, request.message, self._now())
+        receipt = self._acceptance.accept(manager, facts.grant.scopes, request.message, self._clock.now())
         if not isinstance(receipt, Receipt):
             receipt = await settled(receipt)
         if wait_s is not None:
@@ -99,7 +99,7 @@ class DeliveryMethods:
             raise BadRequest("event_type", "required")
         event = Message(request.message_id, request.event_type, request.data, critical=True)
         try:
-            receipt = await settled(self._acceptance.send(manager, event, self._now()))
+            receipt = await settled(self._acceptance.send(manager, event, self._clock.now()))
         except BadRequest as error:
             field, description = error.violations[0]
             raise BadRequest(_EVENT_FIELDS.get(field, field), description) from None
@@ -117,7 +117,7 @@ class DeliveryMethods:
         for items in _slices(request.items):
             if outcomes:
                 await asyncio.sleep(0)  # others have the loop before a large batch goes on
-            at = self._now()
+            at = self._clock.now()
             with self._factory.writes:
                 outcomes += [self._send_item(item, facts, at) for item in items]
         response = pb.SendBatchResponse()
@@ -159,7 +159,7 @@ class DeliveryMethods:
         if code != CloseCode.CLOSED_BY_SERVICE and code not in SERVICE_CODES:
             raise BadRequest("code", "4505 or 4900 to 4999")
         close = service_close(code, request.reason)
-        count = manager.cleanup_all_connections(manager.context, close, "closed_by_service", self._now())
+        count = manager.cleanup_all_connections(manager.context, close, "closed_by_service", self._clock.now())
         await ended_for_good(self._factory)
         return pb.CloseManagerResponse(connections=count)
 
@@ -168,7 +168,7 @@ class DeliveryMethods:
     ) -> pb.GetManagerStatsResponse:
         """The counters of the context that the token opens."""
         manager = self._callers.opened(facts, request.isolation_key, "", Scope.STATS)
-        stats = manager.get_manager_stats(manager.context, self._now())
+        stats = manager.get_manager_stats(manager.context, self._clock.now())
         response = pb.GetManagerStatsResponse(**(stats._asdict() | {"last_activity_time": None}))
         response.last_activity_time.CopyFrom(timestamp(stats.last_activity_time))
         return response
@@ -211,14 +211,11 @@ class DeliveryMethods:
         self, manager: IsolatedWebSocketManager, message: Message
     ) -> Receipt | PendingReceipt | SidecarError:
         try:
-            return self._acceptance.send(manager, message, self._now())
+            return self._acceptance.send(manager, message, self._clock.now())
         except SidecarError as error:
             if error.reason is ErrorReason.DURABILITY_UNAVAILABLE:
                 raise  # said of the message, not of one manager: the first one says it
             return error
-
-    def _now(self) -> Instant:
-        return Instant(self._clock.monotonic(), self._clock.time())
 
 
 def _slices(items: Iterable[pb.SendBatchItem]) -> Iterator[list[pb.SendBatchItem]]:

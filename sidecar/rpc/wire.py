@@ -6,6 +6,7 @@ text is Latin-1, one character a byte: joining short strings is what Python does
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ def varint(value: int) -> str:
         value >>= 7
     return text + _CHARACTERS[value]
 
+
+_this_second: Final = lru_cache(maxsize=2)(varint)
+"""Of the seconds in a receipt, which are those of many others."""
 
 _LENGTHS: Final = tuple(map(varint, range(512)))
 """Of what is never longer: a receipt has an id of at most 128 characters and a few numbers."""
@@ -79,7 +83,7 @@ def _fields_of(receipt: Receipt) -> str:
     """`Receipt` from its third field on: state, durability, connections, duplicate, accepted_time."""
     seconds = int(receipt.accepted_time)
     nanos = int((receipt.accepted_time - seconds) * 1e9)
-    accepted_time = f"\x08{varint(seconds)}\x10{varint(nanos)}"
+    accepted_time = f"\x08{_this_second(seconds)}\x10{varint(nanos)}"
     small = _CHARACTERS  # enumerations, at most a hundred connections, and what is shorter than 128 bytes
     return (
         f"\x18{small[receipt.state]}\x20{small[receipt.durability]}\x28{small[receipt.connections]}"

@@ -131,7 +131,7 @@ class Doorkeeper:
             await kept(manager)
         except SidecarError as error:
             if socket.manager is not None:
-                socket.manager.end(error.reason.value.lower(), None, ports.now())
+                socket.manager.end(error.reason.value.lower(), None, ports.clock.now())
             raise Refused(_refusal_of(error)) from None
         if socket.gone or manager.ended:
             raise Refused(Refusal.CONTEXT_ENDED)

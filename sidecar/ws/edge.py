@@ -207,7 +207,7 @@ class WebSocketEdge:
         """A context made for a handshake does not outlive its failure."""
         socket = connection.socket
         if socket is not None and socket.manager is not None:
-            socket.manager.end("handshake_failed", None, self._ports.now())
+            socket.manager.end("handshake_failed", None, self._ports.clock.now())
 
     def _is_full(self) -> bool:
         return len(self._open) >= self._settings.max_connections
@@ -244,7 +244,7 @@ class WebSocketEdge:
     def _close_socket(self, socket: ClientSocket, code: CloseCode) -> None:
         close = catalogued(code)
         if socket.manager is not None and not socket.manager.ended:
-            socket.manager.close_connection(socket, close, self._ports.now())
+            socket.manager.close_connection(socket, close, self._ports.clock.now())
         socket.close(close)
 
 

@@ -65,7 +65,7 @@ class Greeting:
         """End the context of a socket that was never welcomed: nobody knows of it. Idempotent."""
         manager = self._socket.manager
         if manager is not None and not self._welcomed:
-            manager.end("lost_before_welcome", None, self._ports.now())
+            manager.end("lost_before_welcome", None, self._ports.clock.now())
 
     # hello
 
@@ -156,12 +156,12 @@ class Greeting:
             # Closed first, with the code that says why: ending the manager would say another.
             refused = _Refused(CloseCode.OVERLOADED, error.reason.value.lower(), user)
             self._refuse(refused)
-            manager.end(refused.reason, catalogued(refused.code), ports.now())
+            manager.end(refused.reason, catalogued(refused.code), ports.clock.now())
             return
         if socket.gone or manager.ended:
             return
         self._welcome(manager, user, token, recovery, sequence=manager.outbox.cursor, resume_token=resume_token)
-        manager.conversation.announce(ports.now())
+        manager.conversation.announce(ports.clock.now())
 
     # The former context
 
@@ -202,7 +202,7 @@ class Greeting:
             return "not_found"
         if manager.attempt != resume.attempt:
             raise _Refused(CloseCode.TAKEN_OVER, "stale_attempt", user)
-        full = manager.resume(manager.context, socket, resume.last_sequence, ports.now())
+        full = manager.resume(manager.context, socket, resume.last_sequence, ports.clock.now())
         socket.manager = manager
         self._welcome(
             manager,
@@ -244,7 +244,7 @@ class Greeting:
         if manager.ended:
             return "not_found"
         self._admit_mirror(manager, user)  # others may have joined meanwhile
-        manager.add_connection(manager.context, socket, ports.now(), mirror=True)
+        manager.add_connection(manager.context, socket, ports.clock.now(), mirror=True)
         socket.manager = manager
         # What the store has confirmed is behind a mirror: the next message to be confirmed is its first.
         self._welcome(manager, user, context_token, "mirror", sequence=manager.outbox.confirmed, resume_token=None)
@@ -283,7 +283,7 @@ class Greeting:
         resume_token: str | None,
     ) -> None:
         """Synchronous with what decided it: nothing is written to the socket before the welcome."""
-        socket, settings, at = self._socket, self._ports.settings, self._ports.now()
+        socket, settings, at = self._socket, self._ports.settings, self._ports.clock.now()
         limits = {
             "max_message_bytes": settings.max_message_bytes,
             "max_inbound_bytes": settings.max_inbound_bytes,

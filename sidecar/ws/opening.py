@@ -33,7 +33,7 @@ def open_context(
     which another connection of the same user would replace. Without a `resume_digest` it ends with its socket. Raises
     USER_LIMIT, RATE_LIMITED or DRAINING.
     """
-    at = ports.now()
+    at = ports.clock.now()
     handshake = Handshake(admission.offer.request_id, admission.offer.metadata(admission.address))
     context = ports.contexts.create_context(user, handshake, at)
     manager = ports.factory.create_manager(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from sidecar.core.message import Instant
 from sidecar.core.ports import AuditTrail
 
 if TYPE_CHECKING:
@@ -44,7 +43,3 @@ class EdgePorts:
     randomness: Randomness
     addresses: ClientAddresses
     limiter: AddressLimiter
-
-    def now(self) -> Instant:
-        """One reading of the clock."""
-        return Instant(self.clock.monotonic(), self.clock.time())

@@ -29,13 +29,13 @@ class RawSession:
         assert admission is not None
         assert admission.user is not None
         assert manager is not None
-        manager.lifecycle.register_connection(self._socket, admission.user.expires_at, self._ports.now())
+        manager.lifecycle.register_connection(self._socket, admission.user.expires_at, self._ports.clock.now())
         self._socket.open()
-        manager.conversation.announce(self._ports.now())
+        manager.conversation.announce(self._ports.clock.now())
         while True:
             data = await self._connection.recv()
             if self._socket.gone:
                 continue
             payload, kind = (data.encode(), ContentType.TEXT) if isinstance(data, str) else (data, ContentType.BINARY)
             with suppress(SidecarError):  # the protocol has no frame to say so
-                manager.receive(InboundMessage("", "message", payload, kind), self._ports.now(), lambda *_: None)
+                manager.receive(InboundMessage("", "message", payload, kind), self._ports.clock.now(), lambda *_: None)

@@ -83,7 +83,7 @@ class JsonSession:
         One that acknowledges something new is not counted against the rate: a service has paid for it with a message.
         """
         before = manager.outbox.acknowledged
-        if not manager.acknowledge(self._socket.attach_id, sequence, self._ports.now()):
+        if not manager.acknowledge(self._socket.attach_id, sequence, self._ports.clock.now()):
             return False
         if manager.outbox.acknowledged > before:
             self._connection.give_back_frame()
@@ -110,13 +110,13 @@ class JsonSession:
     async def _handle(self, manager: IsolatedWebSocketManager, frame: ClientFrame) -> None:
         match frame:
             case Acknowledge():
-                if not manager.acknowledge(self._socket.attach_id, frame.sequence, self._ports.now()):
+                if not manager.acknowledge(self._socket.attach_id, frame.sequence, self._ports.clock.now()):
                     self._close(manager, CloseCode.BAD_FRAME)
             case ClientMessage():
                 self._take_message(manager, frame)
             case Cancel():
                 if manager.primary is self._socket:  # a mirror's counts for nothing
-                    manager.cancel(frame.stream_id, frame.message_id, self._ports.now())
+                    manager.cancel(frame.stream_id, frame.message_id, self._ports.clock.now())
             case Refresh():
                 await self._refresh(manager, frame.token)
             case Hello():
@@ -131,7 +131,7 @@ class JsonSession:
             return
         message = InboundMessage(frame.message_id, frame.event, orjson.dumps(frame.data), ContentType.JSON)
         try:
-            manager.receive(message, self._ports.now(), partial(self._answer, frame.message_id))
+            manager.receive(message, self._ports.clock.now(), partial(self._answer, frame.message_id))
         except SidecarError as error:
             self._answer(frame.message_id, error, duplicate=False)
 
@@ -144,10 +144,10 @@ class JsonSession:
     def _touch(self, manager: IsolatedWebSocketManager) -> None:
         """Activity; a mirror's does not count."""
         if manager.primary is self._socket:
-            manager.touch(self._ports.now())
+            manager.touch(self._ports.clock.now())
 
     def _close(self, manager: IsolatedWebSocketManager, code: CloseCode) -> None:
-        manager.close_connection(self._socket, catalogued(code), self._ports.now())
+        manager.close_connection(self._socket, catalogued(code), self._ports.clock.now())
 
     # Tokens in band
 
@@ -169,7 +169,7 @@ class JsonSession:
             return
         if not socket.gone:
             self._touch(manager)
-            manager.lifecycle.token_refreshed(socket.attach_id, user.expires_at, ports.now())
+            manager.lifecycle.token_refreshed(socket.attach_id, user.expires_at, ports.clock.now())
             socket.send(frames.refreshed(user.expires_at))
 
     def _refuse_token(
@@ -201,7 +201,7 @@ class JsonSession:
         except Unavailable:
             return
         if not socket.gone:
-            manager.lifecycle.context_token_minted(socket.attach_id, token.expires_at, ports.now())
+            manager.lifecycle.context_token_minted(socket.attach_id, token.expires_at, ports.clock.now())
             socket.send(frames.context_token(token))
 
     async def _end_renewal(self) -> None:

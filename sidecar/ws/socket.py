@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from sidecar.core.message import Instant
 from sidecar.ws.frames import ping_frame
 
 if TYPE_CHECKING:
@@ -138,7 +137,7 @@ class ClientSocket:
         """The transport's buffer is full."""
         self.writable = False
         if self.manager is not None and not self.gone:
-            self.manager.lifecycle.writing_paused(self.attach_id, self._now())
+            self.manager.lifecycle.writing_paused(self.attach_id, self._clock.now())
 
     def writing_resumed(self) -> None:
         """The transport's buffer has room again."""
@@ -159,12 +158,9 @@ class ClientSocket:
         self.writable = False
         manager = self.manager
         if manager is not None and not manager.ended:
-            manager.remove_connection(manager.context, self.attach_id, code, self._now())
+            manager.remove_connection(manager.context, self.attach_id, code, self._clock.now())
 
     def _take_more(self) -> None:
         self.writable = self._opened and not self.gone and not self._connection.paused
         if self.writable and self.manager is not None:
-            self.manager.resume_writing(self._now())
-
-    def _now(self) -> Instant:
-        return Instant(self._clock.monotonic(), self._clock.time())
+            self.manager.resume_writing(self._clock.now())

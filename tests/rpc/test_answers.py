@@ -11,7 +11,7 @@ import pytest
 from sidecar.api.v1 import delivery_service_pb2 as pb
 from sidecar.core.errors import BadRequest
 from sidecar.core.message import Receipt
-from sidecar.rpc.answers import ENOUGH, GATHER_S, MAX_RECEIPTS, Answers
+from sidecar.rpc.answers import ENOUGH, MAX_LOOKS, MAX_RECEIPTS, QUIET_S, Answers
 from sidecar.rpc.wire import lane_field
 
 LANE = lane_field(1)
@@ -25,7 +25,7 @@ class Later:
         self.waiting: list[Callable[[], None]] = []
 
     def __call__(self, delay_s: float, call: Callable[[], None]) -> Any:
-        assert delay_s == GATHER_S
+        assert delay_s == QUIET_S
         self.waiting.append(call)
         return self
 
@@ -34,6 +34,7 @@ class Later:
 
     def come(self) -> None:
         (call,) = self.waiting
+        self.waiting.clear()
         call()
 
 
@@ -104,6 +105,8 @@ async def test_receipts_gather_while_several_frames_are_in_flight(stream: Stream
     stream.frame(2)
     assert await stream.rest() == []
     stream.later.come()
+    assert await stream.rest() == []
+    stream.later.come()  # nothing was asked since
     assert await stream.rest() == ["3"]
     stream.frame()
     assert await stream.rest() == []
@@ -111,6 +114,19 @@ async def test_receipts_gather_while_several_frames_are_in_flight(stream: Stream
     assert await stream.rest() == ["1"]
     stream.frame()  # the last waited in vain
     assert await stream.rest() == ["1"]
+
+
+async def test_receipts_gather_on_while_frames_come(stream: Stream) -> None:
+    await stream.with_several_in_flight()
+    stream.frame()
+    for _ in range(MAX_LOOKS - 1):
+        stream.frame()
+        stream.later.come()
+        assert await stream.rest() == []
+    stream.frame()
+    stream.later.come()
+    assert await stream.rest() == [str(MAX_LOOKS + 1)]
+    assert not stream.later.waiting
 
 
 async def test_a_frame_that_comes_while_one_is_answered_is_one_of_several(stream: Stream) -> None:

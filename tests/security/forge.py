@@ -14,6 +14,7 @@ from typing import Any
 from jwt.algorithms import get_default_algorithms
 
 from sidecar.core.identity import ContextBindings, UserExecutionContext, derive_isolation_key
+from sidecar.core.message import Instant
 from sidecar.core.ports import AuditEvent, AuditValue
 
 NOW = 1_800_000_000
@@ -33,6 +34,9 @@ class FakeClock:
 
     def time(self) -> float:
         return self.wall
+
+    def now(self) -> Instant:
+        return Instant(self.ticks, self.wall)
 
     def advance(self, seconds: float) -> None:
         self.wall += seconds

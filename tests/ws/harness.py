@@ -57,6 +57,9 @@ class FakeClock:
     def time(self) -> float:
         return self.wall
 
+    def now(self) -> Instant:
+        return Instant(self.ticks, self.wall)
+
     def advance(self, seconds: float) -> None:
         self.wall += seconds
         self.ticks += seconds

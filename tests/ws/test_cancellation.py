@@ -137,15 +137,17 @@ class Counter:
         """A context of alice's from before, its primary, and its resume token."""
         token = new_resume_token(secrets.token_hex)
         user = self.ports.users.verify(self.harness.token())
-        context = self.ports.contexts.create_context(user, Handshake(None, {}), self.ports.now())
-        manager = self.factory.create_manager(context, JsonEncoder(), self.ports.now(), resume_digest=digest_of(token))
+        context = self.ports.contexts.create_context(user, Handshake(None, {}), self.ports.clock.now())
+        manager = self.factory.create_manager(
+            context, JsonEncoder(), self.ports.clock.now(), resume_digest=digest_of(token)
+        )
         self.answer(KEPT)
         socket = RecordingSocket("a-before")
-        manager.add_connection(context, socket, self.ports.now())
+        manager.add_connection(context, socket, self.ports.clock.now())
         return manager, socket, token
 
     def send(self, manager: IsolatedWebSocketManager, payload: bytes) -> None:
-        manager.send_to_user(manager.context, Message("", "", payload), self.ports.now())
+        manager.send_to_user(manager.context, Message("", "", payload), self.ports.clock.now())
         self.store.confirm_all()
 
     def nobody_left(self) -> bool:
@@ -170,7 +172,7 @@ async def test_an_opening(edge: Harness, end: End, hello: dict[str, Any]) -> Non
             (manager,) = counter.factory
             assert manager.connections == ()
             assert manager.detached_at is not None
-            manager.end("over", None, counter.ports.now())
+            manager.end("over", None, counter.ports.clock.now())
         assert counter.nobody_left()
         assert counter.store.disposed == [one.isolation_key for one in made]
         assert len(edge.trail.of(AuditEvent.CONTEXT_CLOSED)) == len(made)
