@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 NO_ATTEMPT: Final = -1
 _QUEUED: Final = DeliveryState.QUEUED  # reading a member of an enumeration costs more than a call
 _WRITTEN: Final = DeliveryState.WRITTEN
+_OPEN: Final = StreamState.OPEN
 
 
 class _Unconfirmed(PendingReceipt):
@@ -98,6 +99,7 @@ class IsolatedWebSocketManager:
         "__weakref__",
         "_account",
         "_answers_to_pass_over",
+        "_durability",
         "_encoder",
         "_max_message_bytes",
         "_max_queued_bytes",
@@ -173,6 +175,7 @@ class IsolatedWebSocketManager:
         self._max_queued_bytes = ports.resources.limits.queued_bytes_per_user
         self._encoder = encoder
         self._store = ports.store
+        self._durability = ports.store.durability
         self._writes = ports.writes
         self.conversation = Conversation(context, ports.agents, ports.store)
         self.epoch = epoch
@@ -439,7 +442,7 @@ class IsolatedWebSocketManager:
         if not checked:
             names_known = stream is not None and self.conversation.streams.goes_on(stream, message)
             check_message(message, self._max_message_bytes, names_known=names_known)
-        if min_durability > self._store.durability:
+        if min_durability > self._durability:
             raise FailedPrecondition(ErrorReason.DURABILITY_UNAVAILABLE)
         if stream is not None or message_id:
             known = self._recall(message, at) if stream is None else self._recall_chunk(message, stream, at)
@@ -531,7 +534,7 @@ class IsolatedWebSocketManager:
         if self.mirrors:
             written += self._write_to_mirrors(frame, accepted)
         state = _WRITTEN if outbox.cursor >= sequence else _QUEUED
-        return make_receipt((message_id, sequence, state, self._store.durability, int(written), False, accepted.unix))
+        return make_receipt((message_id, sequence, state, self._durability, int(written), False, accepted.unix))
 
     def _write_to_mirrors(self, frame: bytes, at: Instant) -> int:
         written = 0
@@ -594,7 +597,7 @@ class IsolatedWebSocketManager:
             return known.pending.as_duplicate()
         self.drop_expired(at.monotonic)
         state = self.outbox.state_of(known.sequence)
-        return Receipt(message.message_id, known.sequence, state, self._store.durability, 0, True, known.accepted.unix)
+        return Receipt(message.message_id, known.sequence, state, self._durability, 0, True, known.accepted.unix)
 
     # Who is told
 
@@ -705,7 +708,7 @@ class IsolatedWebSocketManager:
             return known.pending.as_duplicate()
         state = self.outbox.state_of(known.sequence) if known.sequence else self._state_of_forgotten(place)
         message_id = message.message_id or (f"{self._message_id_prefix}{known.sequence}" if known.sequence else "")
-        return Receipt(message_id, known.sequence, state, self._store.durability, 0, True, known.accepted.unix)
+        return Receipt(message_id, known.sequence, state, self._durability, 0, True, known.accepted.unix)
 
     def _state_of_forgotten(self, place: StreamPlace) -> DeliveryState:
         """Of a chunk whose sequence is not known any more: acknowledged, where all that it may have been is."""
@@ -715,9 +718,9 @@ class IsolatedWebSocketManager:
 
     def _take_chunk(self, message: Message, place: StreamPlace, chunk: Chunk) -> None:
         self.conversation.streams.taken(place, message.reply_to, message.event_type, chunk)
-        if place.state is StreamState.OPEN:
+        if place.state is _OPEN:
             self.lifecycle.look_by(chunk.accepted.monotonic + self._resources.limits.stream_idle_timeout_s)
-        if place.state is not StreamState.OPEN or not place.position:  # each chunk's row carries its place
+        if place.state is not _OPEN or not place.position:  # each chunk's row carries its place
             self._store.changed(self.isolation_key)
 
     # Ends

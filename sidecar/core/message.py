@@ -81,6 +81,10 @@ class StreamPlace(NamedTuple):
     state: StreamState
 
 
+make_place: Final[Callable[[tuple[str, int, StreamState]], StreamPlace]] = partial(tuple.__new__, StreamPlace)
+"""A StreamPlace of all its members, as `make_instant`."""
+
+
 class Message(NamedTuple):
     """One message to a user. `message_id` and `reply_to` are "" when absent; `ttl_s` None is the outbox's own.
 

@@ -27,6 +27,9 @@ MAX_ENDED_CHUNKS: Final = 64
 """The same of one that is over."""
 
 
+_OPEN: Final = StreamState.OPEN  # reading a member of an enumeration costs more than a call
+
+
 class Chunk(NamedTuple):
     """A chunk that was taken; `pending` while the store has yet to confirm it, sequence 0 where it is forgotten."""
 
@@ -141,7 +144,7 @@ class ResponseStreams:
         stream.chunks.append(chunk if chunk.pending is not None else _kept(chunk))
         if len(stream.chunks) > MAX_CHUNKS:
             del stream.chunks[0]
-        if place.state is not StreamState.OPEN:
+        if place.state is not _OPEN:
             self._close(stream)
 
     def confirmed(self, place: StreamPlace) -> None:

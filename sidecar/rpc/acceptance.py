@@ -36,13 +36,19 @@ class Acceptance:
         message = message_from(proto)
         if proto.critical:
             require_emit(message, scopes)
-        return self.send(manager, message, at)
+        if self._factory.draining:
+            self._require_survival(manager)
+        return manager.send_to_user(manager.context, message, at)
 
     def send(self, manager: IsolatedWebSocketManager, message: Message, at: Instant) -> Receipt | PendingReceipt:
         """Hand a message to its manager. Raises DRAINING where its client could get it from no one any more."""
-        if self._factory.draining and manager.primary is None and not self._factory.survives:
-            raise Unavailable(ErrorReason.DRAINING, retry_after_s=DRAINING_RETRY_S)
+        if self._factory.draining:
+            self._require_survival(manager)
         return manager.send_to_user(manager.context, message, at)
+
+    def _require_survival(self, manager: IsolatedWebSocketManager) -> None:
+        if manager.primary is None and not self._factory.survives:
+            raise Unavailable(ErrorReason.DRAINING, retry_after_s=DRAINING_RETRY_S)
 
 
 async def ended_for_good(factory: WebSocketManagerFactory) -> None:

@@ -341,17 +341,18 @@ class DeliverStream:
         while waiting:
             place, outcome, grant = waiting[0]
             if isinstance(outcome, PendingReceipt):
-                if outcome.receipt is not None:
-                    outcome = outcome.receipt
-                elif outcome.error is not None:  # the store's, or the context has ended
-                    outcome = refusal_of(outcome.error, self._facts, self._recorder, grant)
+                receipt, error = outcome.receipt, outcome.error
+                if receipt is not None:
+                    outcome = receipt
+                elif error is not None:  # the store's, or the context has ended
+                    outcome = refusal_of(error, self._facts, self._recorder, grant)
                 else:
                     break
             waiting.popleft()
             answers.owed -= 1
-            if self._full_lanes and len(waiting) <= MAX_LANE_UNCONFIRMED:
-                self._full_lanes.discard(lane.number)
             answers.add_receipt(lane.field, place, outcome)
+        if self._full_lanes and len(waiting) <= MAX_LANE_UNCONFIRMED:
+            self._full_lanes.discard(lane.number)
         answers.receipts_ready()
 
     # Answers

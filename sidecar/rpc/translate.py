@@ -8,7 +8,16 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from sidecar.api.v1 import types_pb2
 from sidecar.core.errors import BadRequest
-from sidecar.core.message import ContentType, Instant, Message, Receipt, StreamPlace, StreamState, make_message
+from sidecar.core.message import (
+    ContentType,
+    Instant,
+    Message,
+    Receipt,
+    StreamPlace,
+    StreamState,
+    make_message,
+    make_place,
+)
 
 if TYPE_CHECKING:
     from sidecar.core.identity import UserExecutionContext
@@ -41,7 +50,7 @@ def _stream_of(stream: types_pb2.Stream) -> StreamPlace:
     state = _STREAM_STATES.get(stream.state)
     if state is None:
         raise BadRequest("message.stream.state", "STREAM_STATE_OPEN, _END or _ERROR")
-    return StreamPlace(stream.stream_id, stream.index, state)
+    return make_place((stream.stream_id, stream.index, state))
 
 
 def _ttl_s(proto: types_pb2.Message) -> float:

@@ -76,12 +76,8 @@ Adopt = Callable[["RestoredContext"], "tuple[int, Callable[[], StoredState]] | N
 """Takes over a context that was kept: its owner epoch from now on, and what reads where it stands. None: it is over."""
 
 
-def is_expected(request: Request) -> bool:
+def is_expected(context: Context, epoch: int, sequence: int) -> bool:
     """An append is conditional on the owner's epoch and on the sequence that comes next; a client's own on neither."""
-    if isinstance(request, Creation):
-        return not request.context.disposed
-    context, epoch, entry, _, _, _ = request
-    sequence = entry.sequence
     if context.disposed or sequence < 0:
         return not context.disposed and context.expected != NOTHING
     return sequence == context.expected and epoch == context.epoch

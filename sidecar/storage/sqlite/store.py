@@ -250,17 +250,16 @@ class SqliteOutboxStore:
         batch.first_row = row
         while self._requests and len(taken) < MAX_BATCH_MESSAGES and size < MAX_BATCH_BYTES:
             request = self._requests.popleft()
-            if not is_expected(request):
-                self._answer(request.confirmed, Unavailable(ErrorReason.STORAGE_UNAVAILABLE))
+            if isinstance(request, Creation):
+                self._take_creation(request, batch, taken)
+                continue
+            context, epoch, entry, identity, _, confirmed = request
+            sequence = entry.sequence
+            if not is_expected(context, epoch, sequence):
+                self._answer(confirmed, Unavailable(ErrorReason.STORAGE_UNAVAILABLE))
                 continue
             taken.append(request)
-            if isinstance(request, Creation):
-                context = request.context
-                batch.contexts.append(NewContext(context.id, request.key, context.seal, request.stored))
-                continue
             batch.messages.append(request)
-            context, _, entry, identity, _, _ = request
-            sequence = entry.sequence
             context.expected += sequence > 0
             context.frames[sequence] = row
             if identity is not None:
@@ -269,6 +268,14 @@ class SqliteOutboxStore:
             size += len(entry.frame)
         self._next_message = row
         return taken
+
+    def _take_creation(self, request: Creation, batch: Batch, taken: list[Request]) -> None:
+        context, key, stored, confirmed = request
+        if context.disposed:
+            self._answer(confirmed, Unavailable(ErrorReason.STORAGE_UNAVAILABLE))
+        else:
+            taken.append(request)
+            batch.contexts.append(NewContext(context.id, key, context.seal, stored))
 
     def _written(self, batch: Batch, error: Unavailable | None) -> None:
         """Called by the writer, in its thread."""
