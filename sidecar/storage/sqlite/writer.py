@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
+from itertools import repeat
 from queue import SimpleQueue
 from typing import Any, Final
 
@@ -21,8 +23,8 @@ from sidecar.storage.sqlite.sealing import Kind, Seal, new_nonces
 
 logger = structlog.get_logger("sidecar.storage")
 
-_CHUNKS: Final = (256, 64, 16, 4, 1)
-"""How many rows a statement takes: few statements to prepare, few to run."""
+_MOST_ROWS: Final = 256
+"""Of one statement. A statement takes a power of two of rows: few to prepare, few to run."""
 _MESSAGE: Final = Kind.MESSAGE  # reading a member of an enumeration costs more than a call
 
 Done = Callable[[Batch, Unavailable | None], None]
@@ -111,12 +113,20 @@ class Writer:
 
     def _insert(self, statement: str, values: Sequence[Any], row: str = "(?,?)", otherwise: str = "") -> None:
         """`values` has those of one row behind those of another."""
-        for rows, chunk in _chunks(values, row.count("?")):
-            self._connection.execute(statement + ",".join([row] * rows) + otherwise, chunk)
+        width = row.count("?")
+        start, left = 0, len(values) // width
+        while left:
+            rows = min(_MOST_ROWS, 1 << left.bit_length() - 1)
+            end = start + rows * width
+            self._connection.execute(_insertion(statement, row, rows, otherwise), values[start:end])
+            start, left = end, left - rows
 
     def _each(self, statement: str, ids: Sequence[int]) -> None:
-        for rows, chunk in _chunks(ids, 1):
-            self._connection.execute(f"{statement}({','.join('?' * rows)})", chunk)
+        """The last id stands for those that are missing to a power of two."""
+        for start in range(0, len(ids), _MOST_ROWS):
+            chunk = ids[start : start + _MOST_ROWS]
+            places = 1 << (len(chunk) - 1).bit_length()
+            self._connection.execute(_among(statement, places), [*chunk, *repeat(chunk[-1], places - len(chunk))])
 
 
 def _message_values(batch: Batch) -> list[Any]:
@@ -136,10 +146,11 @@ def _message_values(batch: Batch) -> list[Any]:
     return values
 
 
-def _chunks(values: Sequence[Any], width: int) -> Iterator[tuple[int, Sequence[Any]]]:
-    """`values` of so many a row, in chunks of rows, each with how many rows it is."""
-    start = 0
-    for rows in _CHUNKS:
-        while len(values) - start >= rows * width:
-            yield rows, values[start : start + rows * width]
-            start += rows * width
+@cache
+def _insertion(statement: str, row: str, rows: int, otherwise: str) -> str:
+    return statement + ",".join([row] * rows) + otherwise
+
+
+@cache
+def _among(statement: str, places: int) -> str:
+    return f"{statement}({','.join('?' * places)})"
