@@ -33,6 +33,7 @@ TARGETS: Final = {
     "deliver-100-acks": Target(1.4),
     "sqlite": Target(2.5),
     "sqlite-rate": Target(15_000, "/s", at_least=True),
+    "sqlite-silent-rate": Target(15_000, "/s", at_least=True),
     "resume": Target(50.0, "ms"),
     "storm": Target(15.0, "s"),
     "stalled-memory": Target(1.0),

@@ -12,7 +12,7 @@ from benchmarks.measure import Comparison, Spread, Window, compare
 from benchmarks.results import Result, compared_windows
 from benchmarks.servers import BUILD, SQLITE, running_sidecar
 from benchmarks.sockets import Client, ClientOf
-from benchmarks.works.delivery import OWN_TRIPLES, USERS
+from benchmarks.works.delivery import USERS
 from benchmarks.works.plan import Plan
 from benchmarks.works.side import Side, side
 from sidecar.api.v1 import types_pb2 as types
@@ -28,21 +28,20 @@ WHAT = f"Deliver, {MESSAGES_A_FRAME} messages a frame, {IN_FLIGHT} frames in fli
 async def sqlite(plan: Plan) -> list[Result]:
     """Two sidecars side by side, one with its contexts in memory; with clients that acknowledge, then without."""
     comparison = await _compare(plan, plan.triples(), AckingClient)
-    silent = await _compare(plan, plan.triples(OWN_TRIPLES), Client)
-    rate = Spread.of([window.rate for window in comparison.ours])
+    silent = await _compare(plan, plan.triples(), Client)
     sync = f"fdatasync of {SYNCED_BYTES // 1000} KB takes {sync_s(BUILD) * 1e3:.2f} ms on that disk"
     return [
         compared_windows("sqlite", f"{WHAT}, acknowledged: CPU a message", comparison, floor_is="memory", note=sync),
-        Result(
-            "sqlite-rate",
-            f"{WHAT}, acknowledged: messages a second",
-            "/s",
-            ours=rate.median,
-            samples=len(comparison.triples),
-            note=f"10–90 %: {rate.low:,.0f}–{rate.high:,.0f} /s; every receipt said DISK",
-        ),
+        _rate("sqlite-rate", f"{WHAT}, acknowledged: messages a second", comparison),
         compared_windows("sqlite-silent", f"{WHAT}, not acknowledged: CPU a message", silent, floor_is="memory"),
+        _rate("sqlite-silent-rate", f"{WHAT}, not acknowledged: messages a second", silent),
     ]
+
+
+def _rate(key: str, what: str, comparison: Comparison[Window]) -> Result:
+    rate = Spread.of([window.rate for window in comparison.ours])
+    note = f"10–90 %: {rate.low:,.0f}–{rate.high:,.0f} /s; every receipt said DISK"
+    return Result(key, what, "/s", ours=rate.median, samples=len(comparison.triples), note=note)
 
 
 async def _compare(plan: Plan, triples: int, client: ClientOf) -> Comparison[Window]:

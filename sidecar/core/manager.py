@@ -66,12 +66,20 @@ _OPEN: Final = StreamState.OPEN
 class _Unconfirmed(PendingReceipt):
     """The receipt of an append that the store has yet to answer, and what is needed to make it out."""
 
-    __slots__ = ("accepted", "entry", "message_id", "stream")
+    __slots__ = ("accepted", "entry", "identity", "message_id", "stream")
 
-    def __init__(self, entry: OutboxEntry, message_id: str, accepted: Instant, stream: StreamPlace | None) -> None:
+    def __init__(
+        self,
+        entry: OutboxEntry,
+        message_id: str,
+        identity: MessageIdentity | None,
+        accepted: Instant,
+        stream: StreamPlace | None,
+    ) -> None:
         self.receipt, self.error, self._callbacks = None, None, ()  # what super's would do, at a third of its cost
         self.entry = entry
         self.message_id = message_id
+        self.identity = identity
         self.accepted = accepted
         self.stream = stream
 
@@ -501,7 +509,7 @@ class IsolatedWebSocketManager:
             entry.stream = stream
         pending = None
         if not self._store.append(self.isolation_key, self.epoch, entry, identity, at, self._confirmed):
-            pending = _Unconfirmed(entry, message_id, at, stream)
+            pending = _Unconfirmed(entry, message_id, identity, at, stream)
             if self._unconfirmed is None:
                 self._unconfirmed = deque()
             self._unconfirmed.append(pending)
@@ -558,7 +566,8 @@ class IsolatedWebSocketManager:
             assert self._unconfirmed is not None
             first = self._unconfirmed.popleft()
             receipt = self._confirm(first.entry.sequence, first.message_id, first.entry.frame, first.accepted)
-            self._recent.confirmed(first.message_id, first)
+            if first.identity is not None:
+                self._recent.confirmed(first.message_id, first)
             if first.stream is not None:
                 self.conversation.streams.confirmed(first.stream)
             first.settle(receipt, None)

@@ -104,26 +104,8 @@ class Message(NamedTuple):
     stream: StreamPlace | None = None
 
 
-make_message: Final[
-    Callable[
-        [
-            tuple[
-                str,
-                str,
-                bytes,
-                int,
-                float | None,
-                Mapping[str, str] | None,
-                int,
-                bool,
-                str,
-                bool,
-                StreamPlace | None,
-            ]
-        ],
-        Message,
-    ]
-] = partial(tuple.__new__, Message)
+_Members = tuple[str, str, bytes, int, float | None, Mapping[str, str] | None, int, bool, str, bool, StreamPlace | None]
+make_message: Final[Callable[[_Members], Message]] = partial(tuple.__new__, Message)
 """A Message of all its members: calling the type costs twice as much, and each message is one."""
 
 

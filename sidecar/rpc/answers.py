@@ -34,7 +34,7 @@ class Answers:
     """See the module. `unsent` answers wait for the client to read; `owed` more are still to come before the end.
 
     `take_reports` gives what stands behind the receipts; `call_later` is the loop's. `drained` is set whenever
-    everything was written, and when nobody writes any more.
+    everything was written, and when nobody writes any more. `leaving`: all that there is will be written without delay.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Answers:
     ) -> None:
         self.unsent = 0
         self.owed = 0
+        self.leaving = False
         self.drained = asyncio.Event()
         self._write = write
         self._take_reports = take_reports
@@ -87,6 +88,7 @@ class Answers:
         if not self._frames:
             return
         if not self._several or self.unsent >= ENOUGH:
+            self.leaving = True
             self._ready.set()
         elif self._gathering is None:
             self._looks = 0
@@ -134,6 +136,7 @@ class Answers:
 
     async def _write_all(self) -> None:
         self._ready.clear()
+        self.leaving = False
         self._stop_gathering()
         frames, self._frames = self._frames, []
         self._room = self.unsent = 0

@@ -353,7 +353,8 @@ class DeliverStream:
             answers.add_receipt(lane.field, place, outcome)
         if self._full_lanes and len(waiting) <= MAX_LANE_UNCONFIRMED:
             self._full_lanes.discard(lane.number)
-        answers.receipts_ready()
+        if not answers.leaving:
+            answers.receipts_ready()
 
     # Answers
 

@@ -27,7 +27,7 @@ TOLD = {"crowd-spread", "sqlite-silent", "resume-sqlite", "token-streams-held"} 
 RESULTS = {
     "start": ["start", "idle-rss"],
     "crowd": ["crowd-active", "crowd-spread", "crowd-memory"],
-    "sqlite": ["sqlite", "sqlite-rate", "sqlite-silent"],
+    "sqlite": ["sqlite", "sqlite-rate", "sqlite-silent", "sqlite-silent-rate"],
     "resume": ["resume", "resume-sqlite"],
     "agent-round": ["agent-round-p50", "agent-round-p99", "agent-round-alone-p50", "agent-round-alone-p99"],
     "token-streams": ["token-streams", "token-streams-held"],

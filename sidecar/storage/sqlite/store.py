@@ -165,7 +165,7 @@ class SqliteOutboxStore:
         """Kept with the next commit."""
         context = self._contexts[isolation_key]
         self._requests.append(make_append((context, epoch, entry, identity, at, confirmed)))
-        if not self._handing_over:
+        if self._under_way is None and not self._handing_over:
             self._hand_over_soon()
         return False
 
