@@ -139,6 +139,22 @@ async def test_an_acknowledgement_rides_with_the_next_commit_or_after_a_while(tm
 
 
 @leaping
+async def test_rows_of_any_number_are_written_and_deleted(tmp_path: Path) -> None:
+    """A statement takes a power of two of them."""
+    stage = Stage(tmp_path / "outbox.db", limits=MANY)
+    manager, socket = await stage.connect()
+    head = 0
+    for count in (1, 2, 3, 255, 256, 257, 600):
+        await receipt([stage.core.send_later(manager) for _ in range(count)][-1])
+        before, head = head, head + count
+        assert sequences(stage.copy(tmp_path / f"written-{count}")) == list(range(before + 1, head + 1))
+        manager.acknowledge(socket.attach_id, head, stage.core.clock.now())
+        await stage.flushed()
+        assert sequences(stage.copy(tmp_path / f"flushed-{count}")) == []
+    await stage.store.close()
+
+
+@leaping
 async def test_nothing_is_written_where_nothing_changed(tmp_path: Path) -> None:
     stage = Stage(tmp_path / "outbox.db")
     manager = await stage.create()
