@@ -39,8 +39,7 @@ from sidecar.ws.settings import WebSocketSettings
 NOW = 1_800_000_000
 SECRET = b"the shared secret of this issuer and no other"
 OTHER_SECRET = b"the shared secret of quite another issuer"
-JSON_PROTOCOL = "sidecar.v1.json"
-RAW_PROTOCOL = "sidecar.v1.raw"
+JSON_PROTOCOL, RAW_PROTOCOL = "sidecar.v1.json", "sidecar.v1.raw"
 Frame = dict[str, Any]
 
 

@@ -7,18 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from sidecar.core.stored import StoredContext, StoredState
-    from sidecar.storage.sqlite.requests import Append
+    from sidecar.core.stored import StoredState
+    from sidecar.storage.sqlite.requests import Append, Creation
     from sidecar.storage.sqlite.sealing import Seal
-
-
-class NewContext(NamedTuple):
-    """A context to be kept; `key` is its seal's."""
-
-    id: int
-    key: bytes
-    seal: Seal
-    context: StoredContext
 
 
 class NewState(NamedTuple):
@@ -36,7 +27,7 @@ class Batch:
     `messages` go in the rows from `first_row` on. `watchers` are called when it was answered, one way or the other.
     """
 
-    contexts: list[NewContext] = field(default_factory=list)
+    contexts: list[Creation] = field(default_factory=list)
     first_row: int = 0
     messages: list[Append] = field(default_factory=list)
     states: list[NewState] = field(default_factory=list)

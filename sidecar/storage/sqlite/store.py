@@ -17,7 +17,7 @@ import structlog
 from sidecar.core.errors import ErrorReason, Unavailable
 from sidecar.core.message import Durability
 from sidecar.core.outbox import OutboxEntry
-from sidecar.storage.sqlite.batch import Batch, NewContext, NewState
+from sidecar.storage.sqlite.batch import Batch, NewState
 from sidecar.storage.sqlite.database import load, open_database
 from sidecar.storage.sqlite.errors import StoreUnusable
 from sidecar.storage.sqlite.requests import (
@@ -251,7 +251,11 @@ class SqliteOutboxStore:
         while self._requests and len(taken) < MAX_BATCH_MESSAGES and size < MAX_BATCH_BYTES:
             request = self._requests.popleft()
             if isinstance(request, Creation):
-                self._take_creation(request, batch, taken)
+                if request.context.disposed:
+                    self._answer(request.confirmed, Unavailable(ErrorReason.STORAGE_UNAVAILABLE))
+                else:
+                    taken.append(request)
+                    batch.contexts.append(request)
                 continue
             context, epoch, entry, identity, _, confirmed = request
             sequence = entry.sequence
@@ -268,14 +272,6 @@ class SqliteOutboxStore:
             size += len(entry.frame)
         self._next_message = row
         return taken
-
-    def _take_creation(self, request: Creation, batch: Batch, taken: list[Request]) -> None:
-        context, key, stored, confirmed = request
-        if context.disposed:
-            self._answer(confirmed, Unavailable(ErrorReason.STORAGE_UNAVAILABLE))
-        else:
-            taken.append(request)
-            batch.contexts.append(NewContext(context.id, key, context.seal, stored))
 
     def _written(self, batch: Batch, error: Unavailable | None) -> None:
         """Called by the writer, in its thread."""

@@ -96,9 +96,9 @@ class Writer:
 
     def _write(self, batch: Batch) -> None:
         keys, contexts, states = list[Any](), list[Any](), list[Any]()
-        for id_, key, seal, context in batch.contexts:
-            keys += (id_, self._seal.seal(Kind.KEY, id_, 0, key))
-            contexts += (id_, seal.seal(Kind.CONTEXT, id_, 0, encode_context(context)))
+        for context, key, stored, _ in batch.contexts:
+            keys += (context.id, self._seal.seal(Kind.KEY, context.id, 0, key))
+            contexts += (context.id, context.seal.seal(Kind.CONTEXT, context.id, 0, encode_context(stored)))
         for id_, seal, state in batch.states:
             states += (id_, seal.seal(Kind.STATE, id_, 0, encode_state(state)))
         self._insert("INSERT INTO keys VALUES ", keys, otherwise=" ON CONFLICT DO UPDATE SET key = excluded.key")
