@@ -55,7 +55,7 @@ WORKS: Final = {
     "deliver-1": Work(_way("deliver-1"), "CPU of a message, 1 a Deliver frame", 0.7),
     "unary-acks": Work(_acks("unary"), "the same as unary, with acknowledgements", 0.7, 400),
     "deliver-100-acks": Work(_acks("deliver-100"), "the same as deliver-100, with acknowledgements", 0.5, 400),
-    "sqlite": Work(sqlite.sqlite, "CPU and pace of a message that is kept on disk", 0.8),
+    "sqlite": Work(sqlite.sqlite, "CPU and pace of a message that is kept on disk", 1.2),
     "resume": Work(resume.resume, "seconds until one who comes back has what was sent", 0.3),
     "storm": Work(storm.storm, "seconds until all are back who were cut off at once", 0.3, storm.USERS),
     "stalled": Work(
