@@ -314,4 +314,4 @@ class AsyncSidecarClient:
             async with asyncio.timeout(wait_s):
                 return await self._closed.wait()
         except TimeoutError:
-            return False
+            return self._closed.is_set()  # by whoever had the loop since

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -94,7 +95,8 @@ class SidecarClient:
         watch = watch_method(self._channel)
         while True:
             error = TransportError(grpc.StatusCode.DEADLINE_EXCEEDED, "", "the sidecar is not ready")
-            call = watch(THE_WHOLE, timeout=max(deadline - time.monotonic(), 0.001), wait_for_ready=True)
+            with self._may_be_closed():
+                call = watch(THE_WHOLE, timeout=max(deadline - time.monotonic(), 0.001), wait_for_ready=True)
             try:
                 if any(is_serving(response) for response in call):
                     return
@@ -250,6 +252,16 @@ class SidecarClient:
         if self._closed.is_set():
             raise RuntimeError("the client is closed")
 
+    @contextmanager
+    def _may_be_closed(self) -> Iterator[None]:
+        """A channel that another thread has closed meanwhile takes no call: gRPC raises a ValueError."""
+        try:
+            yield
+        except ValueError:
+            if not self._closed.is_set():
+                raise
+            raise TransportError(grpc.StatusCode.CANCELLED, "", "the client was closed") from None
+
     def _run(self, call: UnaryCall[T], timeout_s: float | None) -> T:
         """Make the call until it is answered, given up or out of time."""
         self._check_open()
@@ -265,7 +277,9 @@ class SidecarClient:
         while True:
             left_s = max(deadline - time.monotonic(), 0.001)
             try:
-                return call.read(method(call.request, metadata=metadata, timeout=left_s))
+                with self._may_be_closed():
+                    answer = method(call.request, metadata=metadata, timeout=left_s)
+                return call.read(answer)
             except grpc.RpcError as failed:
                 error = error_from_call(failed)
             wait_s = retries.wait_s(error, time.monotonic())

@@ -147,6 +147,20 @@ async def test_closing_the_client_ends_the_wait_for_the_sidecar(kind: str) -> No
             await waiting
 
 
+async def test_it_does_so_whenever_it_is_closed(kind: str) -> None:
+    """Between two tries too: a channel that is closed takes no call, and says so in gRPC's own words."""
+    async with scripted_sidecar(accept) as scripted:
+        for turns in range(60):
+            async with client_of(kind, scripted.target) as client:
+                waiting = asyncio.ensure_future(client.wait_until_ready(30))
+                await client.send_to_user("key", "token", json=1)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                await client.close()
+                with pytest.raises(TransportError):
+                    await waiting
+
+
 async def test_the_deadline_is_later_by_what_the_answer_may_be_held(kind: str) -> None:
     async with scripted_sidecar(accept) as scripted, client_of(kind, scripted.target, timeout_s=3) as client:
         await client.send_to_user("key", "token", json=1)
