@@ -19,7 +19,7 @@ from benchmarks.sockets import Tally
 from sidecar.api.v1 import agent_service_pb2 as agent_pb
 from sidecar.api.v1 import delivery_service_pb2 as pb
 from sidecar.api.v1 import types_pb2 as types
-from sidecar_client.agent_stream import GATHER_S, GATHER_UP_TO
+from sidecar_client.agent_stream import GATHER_S, GATHER_UP_TO, MAX_FRAME_EVENTS
 
 if TYPE_CHECKING:  # grpc's classes are generic to the type checker only
     Call = grpc.aio.StreamStreamCall[bytes, Any]
@@ -97,17 +97,20 @@ class Agent:
 
     async def _read_events(self) -> None:
         while isinstance(answer := await self._events.read(), agent_pb.AttachResponse):
-            event = answer.event
-            kind = event.WhichOneof("kind")
-            if event.redelivered or kind not in {"opened", "message"}:
-                raise RunFailed(f"an agent was told {kind}, again: {event.redelivered}")
-            if kind == "message":
-                self.asked += 1
-                self._outlet.put(answer_to(event, self._lanes[event.isolation_key]))
-            else:
-                self._open(event)
-            self._took(event.delivery_id)
+            for event in answer.events.items if answer.HasField("events") else (answer.event,):
+                self._take(event)
         raise RunFailed("an agent's stream has ended")
+
+    def _take(self, event: agent_pb.AttachResponse.Event) -> None:
+        kind = event.WhichOneof("kind")
+        if event.redelivered or kind not in {"opened", "message"}:
+            raise RunFailed(f"an agent was told {kind}, again: {event.redelivered}")
+        if kind == "message":
+            self.asked += 1
+            self._outlet.put(answer_to(event, self._lanes[event.isolation_key]))
+        else:
+            self._open(event)
+        self._took(event.delivery_id)
 
     def _open(self, event: agent_pb.AttachResponse.Event) -> None:
         lane = self._lanes[event.isolation_key] = len(self._lanes)
@@ -130,7 +133,9 @@ class SidecarAgent(Agent):
 
     async def register(self) -> None:
         """Attach, for whatever any user says."""
-        register = agent_pb.AttachRequest.Register(service_name="bench", credits=CREDITS)
+        register = agent_pb.AttachRequest.Register(
+            service_name="bench", credits=CREDITS, max_frame_events=MAX_FRAME_EVENTS
+        )
         register.subscriptions.add(event="*")
         await self._events.write(agent_pb.AttachRequest(register=register).SerializeToString())
         answer = await self._events.read()

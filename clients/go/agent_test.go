@@ -30,7 +30,8 @@ func tokenFor(seconds int) string {
 // attached plays the sidecar's side of Attach calls, one after the other.
 type attached struct {
 	registered chan *apiv1.AttachRequest_Register
-	events     chan *apiv1.AttachResponse_Event // nil: the call breaks
+	events     chan *apiv1.AttachResponse_Event   // nil: the call breaks
+	frames     chan []*apiv1.AttachResponse_Event // several in one frame
 	said       chan *apiv1.AttachRequest
 }
 
@@ -38,6 +39,7 @@ func newAttached() *attached {
 	return &attached{
 		registered: make(chan *apiv1.AttachRequest_Register, 10),
 		events:     make(chan *apiv1.AttachResponse_Event),
+		frames:     make(chan []*apiv1.AttachResponse_Event),
 		said:       make(chan *apiv1.AttachRequest, 1_000),
 	}
 }
@@ -69,6 +71,11 @@ func (a *attached) serve(stream apiv1.AgentService_AttachServer) error {
 				return errBreak
 			}
 			if err := stream.Send(&apiv1.AttachResponse{Frame: &apiv1.AttachResponse_Event_{Event: event}}); err != nil {
+				return err
+			}
+		case events := <-a.frames:
+			frame := &apiv1.AttachResponse_Events_{Events: &apiv1.AttachResponse_Events{Items: events}}
+			if err := stream.Send(&apiv1.AttachResponse{Frame: frame}); err != nil {
 				return err
 			}
 		case <-over:
@@ -178,6 +185,24 @@ func TestEventsOfOneContextInOrderOthersBeside(t *testing.T) {
 	equal(t, soon(t, begun), "a2")
 	close(gates["a2"])
 	close(gates["b1"])
+}
+
+func TestTheEventsOfOneFrameAreTakenInTheirOrder(t *testing.T) {
+	t.Parallel()
+	handled := make(chan string, 10)
+	r := attach(t, &deliverer{}, func(_ context.Context, _ *AgentContext, m *InboundMessage) error {
+		handled <- m.ID
+		return nil
+	})
+	equal(t, soon(t, r.attached.registered).GetMaxFrameEvents(), uint32(maxFrameEvents))
+	r.attached.frames <- []*apiv1.AttachResponse_Event{
+		message("1", "a", "a1", "1"), message("2", "a", "a2", "2"), message("3", "a", "a3", "3"),
+	}
+	r.attached.events <- message("4", "a", "a4", "4")
+	for _, id := range []string{"a1", "a2", "a3", "a4"} {
+		equal(t, soon(t, handled), id)
+	}
+	equal(t, r.attached.acknowledged(t, 4), []string{"1", "2", "3", "4"})
 }
 
 func TestARedeliveredEventIsHandledOnce(t *testing.T) {

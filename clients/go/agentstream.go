@@ -16,6 +16,7 @@ import (
 
 const (
 	maxAcknowledged  = 10_000 // delivery ids in one frame
+	maxFrameEvents   = 100    // events in one frame, as many as the sidecar puts in one
 	halfCloseTimeout = 5 * time.Second
 )
 
@@ -46,7 +47,9 @@ func (r *registration) check() *Error {
 
 // frame is the first one.
 func (r *registration) frame(credit int) *apiv1.AttachRequest {
-	register := &apiv1.AttachRequest_Register{ServiceName: r.serviceName, Credits: uint32(credit)}
+	register := &apiv1.AttachRequest_Register{
+		ServiceName: r.serviceName, Credits: uint32(credit), MaxFrameEvents: maxFrameEvents,
+	}
 	for _, each := range r.subscriptions {
 		register.Subscriptions = append(register.Subscriptions, &apiv1.AttachRequest_Subscription{
 			TenantId: each.TenantID, Event: each.Event,
@@ -136,6 +139,10 @@ func (s *agentStream) read(ctx context.Context, c *Client, call apiv1.AgentServi
 			s.onRegistered()
 		case *apiv1.AttachResponse_Event_:
 			s.onEvent(frame.Event)
+		case *apiv1.AttachResponse_Events_:
+			for _, event := range frame.Events.GetItems() {
+				s.onEvent(event)
+			}
 		}
 	}
 }

@@ -23,7 +23,7 @@ from sidecar.core.workers import AgentWorker, Subscription
 from sidecar.rpc.acceptance import DRAINING_RETRY_S
 from sidecar.rpc.boundary import SERVICE_TOKEN_KEY, Call, CallFacts
 from sidecar.rpc.translate import user_context
-from sidecar.rpc.wire import event_frame
+from sidecar.rpc.wire import events_frame
 from sidecar.security.audit_record import AuditRecord
 from sidecar.security.service_auth import Permission
 
@@ -41,6 +41,9 @@ MAX_ACK_TIMEOUT_S: Final = 3_600.0
 MAX_SUBSCRIPTIONS: Final = 1_000
 MAX_ACKNOWLEDGED: Final = 10_000
 MAX_CREDITS: Final = 1_000_000
+MAX_FRAME_EVENTS: Final = 100
+MAX_FRAME_BYTES: Final = 256 * 1024
+"""Of a frame of several events; one that is larger comes alone."""
 MAX_TOKENS: Final = 10_000
 """Of contexts that one worker was given events of, kept for their next event."""
 
@@ -119,6 +122,7 @@ class AttachStream:
         self._clock = ports.clock
         self._worker_id = ports.randomness(8)
         self._register_timeout_s = ports.register_timeout_s
+        self._max_frame_events = 1
         self._woken = asyncio.Event()
         self._minted: OrderedDict[str, _Answerable] = OrderedDict()
         self._worker: AgentWorker | None = None
@@ -127,7 +131,9 @@ class AttachStream:
 
     async def run(self) -> None:
         """Serve until the worker half-closes, breaks a rule, or is lost; what it held then goes to others."""
-        worker = self._make_worker(await self._read_register())
+        register = await self._read_register()
+        worker = self._make_worker(register)
+        self._max_frame_events = min(max(register.max_frame_events, 1), MAX_FRAME_EVENTS)
         self._agents.register(worker)
         self._worker = worker
         try:
@@ -237,20 +243,34 @@ class AttachStream:
     # What the worker is told
 
     async def _write_on(self, worker: AgentWorker) -> None:
+        """Write what gathered while the frame before was written, as many events in a frame as the worker takes."""
+        agents, now, most = self._agents, self._clock.now, self._max_frame_events
+        ready: list[bytes] = []
+        size = 0
         while True:
-            told = worker.next_cancelled() or self._agents.next(worker, self._clock.now())
-            if told is None:
+            told = None if len(ready) >= most else worker.next_cancelled() or agents.next(worker, now())
+            event = None if told is None else self._known_event(told)
+            if ready and (event is None or size + len(event) > MAX_FRAME_BYTES):
+                await self._call.write(events_frame(ready))
+                ready, size = [], 0
+            elif told is None:
                 self._woken.clear()
                 await self._woken.wait()
+            if told is None:
                 continue
-            context = told.context
-            event = _event_of(told)
-            if isinstance(told, Delivery) and told.closing is not None:  # there is nobody to answer any more
-                self._minted.pop(context.isolation_key, None)
-                fields = _fields_of(context)
-            else:
-                fields = (self._known(context) or await self._answerable(context)).fields
-            await self._call.write(event_frame(fields, event.SerializeToString()))
+            if event is None:  # a token has to be recorded first: what was ready did not wait for that
+                event = _event_of(told, (await self._answerable(told.context)).fields)
+            ready.append(event)
+            size += len(event)
+
+    def _known_event(self, told: Delivery | Cancelled) -> bytes | None:
+        """The event; None where the context needs another token first."""
+        context = told.context
+        if isinstance(told, Delivery) and told.closing is not None:  # there is nobody to answer any more
+            self._minted.pop(context.isolation_key, None)
+            return _event_of(told, _fields_of(context))
+        known = self._known(context)
+        return None if known is None else _event_of(told, known.fields)
 
     def _known(self, context: UserExecutionContext) -> _Answerable | None:
         """How this worker answers that context; None when that needs another token: revoked, or its half over."""
@@ -292,12 +312,12 @@ class AttachStream:
         }
 
 
-def _event_of(told: Delivery | Cancelled) -> pb.AttachResponse.Event:
-    """What is this event's own; the rest is its context's."""
+def _event_of(told: Delivery | Cancelled, fields: bytes) -> bytes:
+    """The serialised event: `fields` are its context's, and may stand before what is its own."""
     event = _Event()
     if isinstance(told, Cancelled):
         event.cancelled.stream_id, event.cancelled.message_id = told.stream_id, told.message_id
-        return event
+        return fields + event.SerializeToString()
     event.delivery_id = told.delivery_id
     if told.redelivered:
         event.redelivered = True
@@ -309,7 +329,7 @@ def _event_of(told: Delivery | Cancelled) -> pb.AttachResponse.Event:
         event.closed.code, event.closed.reason = told.closing
     else:
         getattr(event, _ACTS[told.kind]).SetInParent()
-    return event
+    return fields + event.SerializeToString()
 
 
 def _fields_of(context: UserExecutionContext, context_token: str = "") -> bytes:

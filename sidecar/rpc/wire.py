@@ -10,6 +10,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from google.rpc.status_pb2 import Status
 
     from sidecar.core.message import Receipt
@@ -73,10 +75,16 @@ class ReceiptFrame:
         return f"\x1a{varint(len(items))}{items}".encode("latin-1")
 
 
-def event_frame(*fields: bytes) -> bytes:
-    """One `AttachResponse` with its field `event`, of fields that were serialised apart: their order is free."""
-    event = b"".join(fields)
-    return b"\x12%b%b" % (varint(len(event)).encode("latin-1"), event)
+def events_frame(events: Sequence[bytes]) -> bytes:
+    """One `AttachResponse` of serialised events: its field `event` for one, its field `events` for several."""
+    if len(events) == 1:
+        return b"\x12%b%b" % (_length(events[0]), events[0])
+    items = b"".join([b"\x0a%b%b" % (_length(event), event) for event in events])
+    return b"\x1a%b%b" % (_length(items), items)
+
+
+def _length(value: bytes) -> bytes:
+    return varint(len(value)).encode("latin-1")
 
 
 def _fields_of(receipt: Receipt) -> str:

@@ -9,7 +9,7 @@ from sidecar.api.v1 import delivery_service_pb2 as pb
 from sidecar.config.sections import LimitSettings
 from sidecar.core.message import DeliveryState, Durability, Receipt
 from sidecar.rpc.translate import fill_receipt
-from sidecar.rpc.wire import ReceiptFrame, event_frame, lane_field, varint
+from sidecar.rpc.wire import ReceiptFrame, events_frame, lane_field, varint
 
 UINT32 = st.integers(0, 2**32 - 1)
 UINT64 = st.integers(0, 2**64 - 1)
@@ -67,15 +67,21 @@ def test_a_varint_is_as_short_as_it_can_be(value: int) -> None:
     assert len(digits) == max(1, -(-value.bit_length() // 7))
 
 
-@given(st.text(max_size=300), st.text(max_size=300), st.binary(max_size=40_000))
-def test_an_event_of_parts_is_the_event(delivery_id: str, token: str, payload: bytes) -> None:
-    own, known = agent_pb.AttachResponse.Event(delivery_id=delivery_id), agent_pb.AttachResponse.Event()
-    own.message.payload = payload
-    known.context_token, known.context.user_id = token, "alice"
-    expected = agent_pb.AttachResponse(event=own)
-    expected.event.MergeFrom(known)
-    frame = event_frame(known.SerializeToString(), own.SerializeToString())
-    assert agent_pb.AttachResponse.FromString(frame) == expected
+@given(st.lists(st.tuples(st.text(max_size=300), st.text(max_size=300), st.binary(max_size=40_000)), min_size=1))
+def test_events_of_parts_are_the_events(many: list[tuple[str, str, bytes]]) -> None:
+    expected, parts = [], []
+    for delivery_id, token, payload in many:
+        own, known = agent_pb.AttachResponse.Event(delivery_id=delivery_id), agent_pb.AttachResponse.Event()
+        own.message.payload = payload
+        known.context_token, known.context.user_id = token, "alice"
+        parts.append(known.SerializeToString() + own.SerializeToString())
+        own.MergeFrom(known)
+        expected.append(own)
+    frame = agent_pb.AttachResponse.FromString(events_frame(parts))
+    if len(expected) == 1:
+        assert frame == agent_pb.AttachResponse(event=expected[0])
+    else:
+        assert frame == agent_pb.AttachResponse(events=agent_pb.AttachResponse.Events(items=expected))
 
 
 def test_as_many_connections_as_there_may_be_are_one_byte() -> None:

@@ -24,9 +24,10 @@ def registration(
     *pairs: tuple[str, str],
     credits_: int = 1_000,
     ack_timeout_s: float | None = None,
+    max_frame_events: int = 0,
 ) -> Register:
     """Everything of every tenant, unless `pairs` of (tenant_id, event) say what."""
-    register = Register(service_name=service_name, credits=credits_)
+    register = Register(service_name=service_name, credits=credits_, max_frame_events=max_frame_events)
     for tenant_id, event in pairs or (("", ""),):
         register.subscriptions.add(tenant_id=tenant_id, event=event)
     if ack_timeout_s is not None:
@@ -66,6 +67,12 @@ class Worker:
 
     async def events(self, count: int) -> list[Event]:
         return [await self.event() for _ in range(count)]
+
+    async def frame_of(self, kind: str) -> list[Event]:
+        """The events of the next frame, which is of that kind."""
+        answer = await self.frame()
+        assert answer.WhichOneof("frame") == kind, answer
+        return list(answer.events.items) if kind == "events" else [answer.event]
 
     async def acknowledge(self, *events: Event) -> None:
         await self.write(acknowledge=pb.AttachRequest.Acknowledge(delivery_ids=[each.delivery_id for each in events]))

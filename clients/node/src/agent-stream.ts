@@ -18,6 +18,8 @@ import { duration, text } from "./messages.js";
 
 /** Delivery ids in one frame. */
 const MAX_ACKNOWLEDGED = 10_000;
+/** Events in one frame, as many as the sidecar puts in one. */
+const MAX_FRAME_EVENTS = 100;
 
 /** What a service takes: the messages of that event. */
 export interface Subscription {
@@ -59,6 +61,7 @@ export class AgentStream {
     this.#call.on("data", ({ frame }: AttachResponse) => {
       if (frame?.$case === "registered") events.registered();
       else if (frame?.$case === "event") events.event(frame.value);
+      else if (frame?.$case === "events") for (const event of frame.value.items) events.event(event);
     });
     this.#call.on("error", () => undefined); // what it says comes again as the status
     this.ended = new Promise((resolve) => {
@@ -146,5 +149,6 @@ function registerFrame(registration: Registration, credits: number): AttachReque
     })),
     credits,
     ackTimeout: ackTimeoutS === undefined ? undefined : duration(ackTimeoutS, "register.ack_timeout"),
+    maxFrameEvents: MAX_FRAME_EVENTS,
   };
 }

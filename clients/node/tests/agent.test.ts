@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Agent, ServiceDenied, SidecarClient, StreamCancelled, SubscriptionTaken } from "../src/index.js";
 import type { AgentEvent, AgentOptions, Logger } from "../src/index.js";
-import { Attachments } from "./support/attach.js";
+import { Attachments, eventOf, inboundOf } from "./support/attach.js";
 import { acceptAll, Streams } from "./support/deliver.js";
 import type { Came, Deliver } from "./support/deliver.js";
 import { failure, pause, rejection } from "./support/failure.js";
@@ -102,6 +102,20 @@ test("events of one context are handled one after the other, those of others sid
     doors.get("2")?.();
     doors.get("3")?.();
     await attachment.until(() => attachment.credits === 4);
+  });
+});
+
+test("the events of one frame are taken in their order", async () => {
+  await using(async ({ agent, attachments }) => {
+    const seen: string[] = [];
+    agent.onMessage((_, message) => seen.push(message.id)).start();
+    const attachment = await attachments.nth(0);
+    const ids = ["1", "2", "3"];
+    attachment.events(...ids.map((id) => eventOf("a", inboundOf(id, ""), { deliveryId: id })));
+    attachment.message("a", "4", "", { deliveryId: "4" });
+    await attachment.until(() => attachment.credits === 4);
+    assert.deepEqual([seen, attachment.acknowledged], [[...ids, "4"], [...ids, "4"]]);
+    assert.equal(attachment.register?.maxFrameEvents, 100);
   });
 });
 

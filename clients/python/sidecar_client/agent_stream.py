@@ -15,6 +15,8 @@ from sidecar_client.messages import duration, fields
 
 MAX_ACKNOWLEDGED: Final = 10_000
 """Delivery ids in one frame."""
+MAX_FRAME_EVENTS: Final = 100
+"""Events in one frame, as many as the sidecar puts in one."""
 HALF_CLOSE_TIMEOUT_S: Final = 5.0
 GATHER_UP_TO: Final = 8
 GATHER_S: Final = 0.01
@@ -49,7 +51,7 @@ class Registration:
 
     def frame(self, credit: int) -> pb.AttachRequest:
         """The first frame. Raises BadRequest for what it cannot hold."""
-        register = pb.AttachRequest.Register()
+        register = pb.AttachRequest.Register(max_frame_events=MAX_FRAME_EVENTS)
         with fields("register"):
             register.service_name = self.service_name
             register.credits = credit
@@ -119,8 +121,14 @@ class AgentStream:
                 case "registered":
                     self._on_registered()
                 case "event":
-                    self._credit_left -= response.event.WhichOneof("kind") != "cancelled"
-                    self._on_event(response.event)
+                    self._take_event(response.event)
+                case "events":
+                    for event in response.events.items:
+                        self._take_event(event)
+
+    def _take_event(self, event: pb.AttachResponse.Event) -> None:
+        self._credit_left -= event.WhichOneof("kind") != "cancelled"
+        self._on_event(event)
 
     async def _write(self, register: pb.AttachRequest) -> None:
         # A write that fails says less than the read beside it, which ends with the call's status.

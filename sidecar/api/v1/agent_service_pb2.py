@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from sidecar.api.v1 import types_pb2 as sidecar_dot_api_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"sidecar/api/v1/agent_service.proto\x12\x0esidecar.api.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1asidecar/api/v1/types.proto\"\xe7\x03\n\rAttachRequest\x12:\n\x08register\x18\x01 \x01(\x0b\x32&.sidecar.api.v1.AttachRequest.RegisterH\x00\x12@\n\x0b\x61\x63knowledge\x18\x02 \x01(\x0b\x32).sidecar.api.v1.AttachRequest.AcknowledgeH\x00\x12\x36\n\x06\x63redit\x18\x03 \x01(\x0b\x32$.sidecar.api.v1.AttachRequest.CreditH\x00\x1a\xa4\x01\n\x08Register\x12\x14\n\x0cservice_name\x18\x01 \x01(\t\x12\x41\n\rsubscriptions\x18\x02 \x03(\x0b\x32*.sidecar.api.v1.AttachRequest.Subscription\x12\x0f\n\x07\x63redits\x18\x03 \x01(\r\x12.\n\x0b\x61\x63k_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a\x30\n\x0cSubscription\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\r\n\x05\x65vent\x18\x02 \x01(\t\x1a#\n\x0b\x41\x63knowledge\x12\x14\n\x0c\x64\x65livery_ids\x18\x01 \x03(\t\x1a\x19\n\x06\x43redit\x12\x0f\n\x07\x63redits\x18\x01 \x01(\rB\x07\n\x05\x66rame\"\xff\x06\n\x0e\x41ttachResponse\x12?\n\nregistered\x18\x01 \x01(\x0b\x32).sidecar.api.v1.AttachResponse.RegisteredH\x00\x12\x35\n\x05\x65vent\x18\x02 \x01(\x0b\x32$.sidecar.api.v1.AttachResponse.EventH\x00\x1a\x0c\n\nRegistered\x1a\xf0\x03\n\x05\x45vent\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\x12\x13\n\x0bredelivered\x18\x02 \x01(\x08\x12\x15\n\risolation_key\x18\x03 \x01(\t\x12\x1a\n\rcontext_token\x18\x04 \x01(\tB\x03\x80\x01\x01\x12,\n\x07\x63ontext\x18\x05 \x01(\x0b\x32\x1b.sidecar.api.v1.UserContext\x12\x37\n\x06opened\x18\x06 \x01(\x0b\x32%.sidecar.api.v1.AttachResponse.OpenedH\x00\x12\x33\n\x04\x61way\x18\x07 \x01(\x0b\x32#.sidecar.api.v1.AttachResponse.AwayH\x00\x12\x33\n\x04\x62\x61\x63k\x18\x08 \x01(\x0b\x32#.sidecar.api.v1.AttachResponse.BackH\x00\x12\x37\n\x06\x63losed\x18\t \x01(\x0b\x32%.sidecar.api.v1.AttachResponse.ClosedH\x00\x12\x39\n\x07message\x18\n \x01(\x0b\x32&.sidecar.api.v1.AttachResponse.InboundH\x00\x12=\n\tcancelled\x18\x0b \x01(\x0b\x32(.sidecar.api.v1.AttachResponse.CancelledH\x00\x42\x06\n\x04kind\x1a\x08\n\x06Opened\x1a\x06\n\x04\x41way\x1a\x06\n\x04\x42\x61\x63k\x1a&\n\x06\x43losed\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x1au\n\x07Inbound\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x12\n\nevent_type\x18\x02 \x01(\t\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x31\n\x0c\x63ontent_type\x18\x04 \x01(\x0e\x32\x1b.sidecar.api.v1.ContentType\x1a\x32\n\tCancelled\x12\x11\n\tstream_id\x18\x01 \x01(\t\x12\x12\n\nmessage_id\x18\x02 \x01(\tB\x07\n\x05\x66rame2[\n\x0c\x41gentService\x12K\n\x06\x41ttach\x12\x1d.sidecar.api.v1.AttachRequest\x1a\x1e.sidecar.api.v1.AttachResponse(\x01\x30\x01\x42\x02P\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"sidecar/api/v1/agent_service.proto\x12\x0esidecar.api.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1asidecar/api/v1/types.proto\"\x81\x04\n\rAttachRequest\x12:\n\x08register\x18\x01 \x01(\x0b\x32&.sidecar.api.v1.AttachRequest.RegisterH\x00\x12@\n\x0b\x61\x63knowledge\x18\x02 \x01(\x0b\x32).sidecar.api.v1.AttachRequest.AcknowledgeH\x00\x12\x36\n\x06\x63redit\x18\x03 \x01(\x0b\x32$.sidecar.api.v1.AttachRequest.CreditH\x00\x1a\xbe\x01\n\x08Register\x12\x14\n\x0cservice_name\x18\x01 \x01(\t\x12\x41\n\rsubscriptions\x18\x02 \x03(\x0b\x32*.sidecar.api.v1.AttachRequest.Subscription\x12\x0f\n\x07\x63redits\x18\x03 \x01(\r\x12.\n\x0b\x61\x63k_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10max_frame_events\x18\x05 \x01(\r\x1a\x30\n\x0cSubscription\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\r\n\x05\x65vent\x18\x02 \x01(\t\x1a#\n\x0b\x41\x63knowledge\x12\x14\n\x0c\x64\x65livery_ids\x18\x01 \x03(\t\x1a\x19\n\x06\x43redit\x12\x0f\n\x07\x63redits\x18\x01 \x01(\rB\x07\n\x05\x66rame\"\xf7\x07\n\x0e\x41ttachResponse\x12?\n\nregistered\x18\x01 \x01(\x0b\x32).sidecar.api.v1.AttachResponse.RegisteredH\x00\x12\x35\n\x05\x65vent\x18\x02 \x01(\x0b\x32$.sidecar.api.v1.AttachResponse.EventH\x00\x12\x37\n\x06\x65vents\x18\x03 \x01(\x0b\x32%.sidecar.api.v1.AttachResponse.EventsH\x00\x1a\x0c\n\nRegistered\x1a=\n\x06\x45vents\x12\x33\n\x05items\x18\x01 \x03(\x0b\x32$.sidecar.api.v1.AttachResponse.Event\x1a\xf0\x03\n\x05\x45vent\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\x12\x13\n\x0bredelivered\x18\x02 \x01(\x08\x12\x15\n\risolation_key\x18\x03 \x01(\t\x12\x1a\n\rcontext_token\x18\x04 \x01(\tB\x03\x80\x01\x01\x12,\n\x07\x63ontext\x18\x05 \x01(\x0b\x32\x1b.sidecar.api.v1.UserContext\x12\x37\n\x06opened\x18\x06 \x01(\x0b\x32%.sidecar.api.v1.AttachResponse.OpenedH\x00\x12\x33\n\x04\x61way\x18\x07 \x01(\x0b\x32#.sidecar.api.v1.AttachResponse.AwayH\x00\x12\x33\n\x04\x62\x61\x63k\x18\x08 \x01(\x0b\x32#.sidecar.api.v1.AttachResponse.BackH\x00\x12\x37\n\x06\x63losed\x18\t \x01(\x0b\x32%.sidecar.api.v1.AttachResponse.ClosedH\x00\x12\x39\n\x07message\x18\n \x01(\x0b\x32&.sidecar.api.v1.AttachResponse.InboundH\x00\x12=\n\tcancelled\x18\x0b \x01(\x0b\x32(.sidecar.api.v1.AttachResponse.CancelledH\x00\x42\x06\n\x04kind\x1a\x08\n\x06Opened\x1a\x06\n\x04\x41way\x1a\x06\n\x04\x42\x61\x63k\x1a&\n\x06\x43losed\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x1au\n\x07Inbound\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x12\n\nevent_type\x18\x02 \x01(\t\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x31\n\x0c\x63ontent_type\x18\x04 \x01(\x0e\x32\x1b.sidecar.api.v1.ContentType\x1a\x32\n\tCancelled\x12\x11\n\tstream_id\x18\x01 \x01(\t\x12\x12\n\nmessage_id\x18\x02 \x01(\tB\x07\n\x05\x66rame2[\n\x0c\x41gentService\x12K\n\x06\x41ttach\x12\x1d.sidecar.api.v1.AttachRequest\x1a\x1e.sidecar.api.v1.AttachResponse(\x01\x30\x01\x42\x02P\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,33 +37,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTACHRESPONSE_EVENT'].fields_by_name['context_token']._loaded_options = None
   _globals['_ATTACHRESPONSE_EVENT'].fields_by_name['context_token']._serialized_options = b'\200\001\001'
   _globals['_ATTACHREQUEST']._serialized_start=115
-  _globals['_ATTACHREQUEST']._serialized_end=602
+  _globals['_ATTACHREQUEST']._serialized_end=628
   _globals['_ATTACHREQUEST_REGISTER']._serialized_start=315
-  _globals['_ATTACHREQUEST_REGISTER']._serialized_end=479
-  _globals['_ATTACHREQUEST_SUBSCRIPTION']._serialized_start=481
-  _globals['_ATTACHREQUEST_SUBSCRIPTION']._serialized_end=529
-  _globals['_ATTACHREQUEST_ACKNOWLEDGE']._serialized_start=531
-  _globals['_ATTACHREQUEST_ACKNOWLEDGE']._serialized_end=566
-  _globals['_ATTACHREQUEST_CREDIT']._serialized_start=568
-  _globals['_ATTACHREQUEST_CREDIT']._serialized_end=593
-  _globals['_ATTACHRESPONSE']._serialized_start=605
-  _globals['_ATTACHRESPONSE']._serialized_end=1500
-  _globals['_ATTACHRESPONSE_REGISTERED']._serialized_start=743
-  _globals['_ATTACHRESPONSE_REGISTERED']._serialized_end=755
-  _globals['_ATTACHRESPONSE_EVENT']._serialized_start=758
-  _globals['_ATTACHRESPONSE_EVENT']._serialized_end=1254
-  _globals['_ATTACHRESPONSE_OPENED']._serialized_start=1256
-  _globals['_ATTACHRESPONSE_OPENED']._serialized_end=1264
-  _globals['_ATTACHRESPONSE_AWAY']._serialized_start=1266
-  _globals['_ATTACHRESPONSE_AWAY']._serialized_end=1272
-  _globals['_ATTACHRESPONSE_BACK']._serialized_start=1274
-  _globals['_ATTACHRESPONSE_BACK']._serialized_end=1280
-  _globals['_ATTACHRESPONSE_CLOSED']._serialized_start=1282
-  _globals['_ATTACHRESPONSE_CLOSED']._serialized_end=1320
-  _globals['_ATTACHRESPONSE_INBOUND']._serialized_start=1322
-  _globals['_ATTACHRESPONSE_INBOUND']._serialized_end=1439
-  _globals['_ATTACHRESPONSE_CANCELLED']._serialized_start=1441
-  _globals['_ATTACHRESPONSE_CANCELLED']._serialized_end=1491
-  _globals['_AGENTSERVICE']._serialized_start=1502
-  _globals['_AGENTSERVICE']._serialized_end=1593
+  _globals['_ATTACHREQUEST_REGISTER']._serialized_end=505
+  _globals['_ATTACHREQUEST_SUBSCRIPTION']._serialized_start=507
+  _globals['_ATTACHREQUEST_SUBSCRIPTION']._serialized_end=555
+  _globals['_ATTACHREQUEST_ACKNOWLEDGE']._serialized_start=557
+  _globals['_ATTACHREQUEST_ACKNOWLEDGE']._serialized_end=592
+  _globals['_ATTACHREQUEST_CREDIT']._serialized_start=594
+  _globals['_ATTACHREQUEST_CREDIT']._serialized_end=619
+  _globals['_ATTACHRESPONSE']._serialized_start=631
+  _globals['_ATTACHRESPONSE']._serialized_end=1646
+  _globals['_ATTACHRESPONSE_REGISTERED']._serialized_start=826
+  _globals['_ATTACHRESPONSE_REGISTERED']._serialized_end=838
+  _globals['_ATTACHRESPONSE_EVENTS']._serialized_start=840
+  _globals['_ATTACHRESPONSE_EVENTS']._serialized_end=901
+  _globals['_ATTACHRESPONSE_EVENT']._serialized_start=904
+  _globals['_ATTACHRESPONSE_EVENT']._serialized_end=1400
+  _globals['_ATTACHRESPONSE_OPENED']._serialized_start=1402
+  _globals['_ATTACHRESPONSE_OPENED']._serialized_end=1410
+  _globals['_ATTACHRESPONSE_AWAY']._serialized_start=1412
+  _globals['_ATTACHRESPONSE_AWAY']._serialized_end=1418
+  _globals['_ATTACHRESPONSE_BACK']._serialized_start=1420
+  _globals['_ATTACHRESPONSE_BACK']._serialized_end=1426
+  _globals['_ATTACHRESPONSE_CLOSED']._serialized_start=1428
+  _globals['_ATTACHRESPONSE_CLOSED']._serialized_end=1466
+  _globals['_ATTACHRESPONSE_INBOUND']._serialized_start=1468
+  _globals['_ATTACHRESPONSE_INBOUND']._serialized_end=1585
+  _globals['_ATTACHRESPONSE_CANCELLED']._serialized_start=1587
+  _globals['_ATTACHRESPONSE_CANCELLED']._serialized_end=1637
+  _globals['_AGENTSERVICE']._serialized_start=1648
+  _globals['_AGENTSERVICE']._serialized_end=1739
 # @@protoc_insertion_point(module_scope)

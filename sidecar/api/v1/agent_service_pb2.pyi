@@ -36,10 +36,15 @@ class AttachRequest(google.protobuf.message.Message):
         SUBSCRIPTIONS_FIELD_NUMBER: builtins.int
         CREDITS_FIELD_NUMBER: builtins.int
         ACK_TIMEOUT_FIELD_NUMBER: builtins.int
+        MAX_FRAME_EVENTS_FIELD_NUMBER: builtins.int
         service_name: builtins.str
         """An identifier: the service's name, the same for all its workers. Required."""
         credits: builtins.int
         """How many events the sidecar may send before it waits for more credit. Default: 0, none until `credit`."""
+        max_frame_events: builtins.int
+        """How many events the worker takes in one frame, as `events`; the sidecar puts at most 100 in one. Default: 0, each comes
+        alone, as `event`.
+        """
         @property
         def subscriptions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___AttachRequest.Subscription]:
             """What the service takes. At least one. A pair held under another service_name is refused with SUBSCRIPTION_TAKEN."""
@@ -57,9 +62,10 @@ class AttachRequest(google.protobuf.message.Message):
             subscriptions: collections.abc.Iterable[Global___AttachRequest.Subscription] | None = ...,
             credits: builtins.int = ...,
             ack_timeout: google.protobuf.duration_pb2.Duration | None = ...,
+            max_frame_events: builtins.int = ...,
         ) -> None: ...
         def HasField(self, field_name: typing.Literal["ack_timeout", b"ack_timeout"]) -> builtins.bool: ...
-        def ClearField(self, field_name: typing.Literal["ack_timeout", b"ack_timeout", "credits", b"credits", "service_name", b"service_name", "subscriptions", b"subscriptions"]) -> None: ...
+        def ClearField(self, field_name: typing.Literal["ack_timeout", b"ack_timeout", "credits", b"credits", "max_frame_events", b"max_frame_events", "service_name", b"service_name", "subscriptions", b"subscriptions"]) -> None: ...
 
     @typing.final
     class Subscription(google.protobuf.message.Message):
@@ -160,6 +166,26 @@ class AttachResponse(google.protobuf.message.Message):
         def __init__(
             self,
         ) -> None: ...
+
+    @typing.final
+    class Events(google.protobuf.message.Message):
+        """What happened while the frame before was written. Each item is what it would be alone: it has its own delivery_id, and
+        uses its own credit.
+        """
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        ITEMS_FIELD_NUMBER: builtins.int
+        @property
+        def items(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___AttachResponse.Event]:
+            """In the order in which they are to be taken."""
+
+        def __init__(
+            self,
+            *,
+            items: collections.abc.Iterable[Global___AttachResponse.Event] | None = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["items", b"items"]) -> None: ...
 
     @typing.final
     class Event(google.protobuf.message.Message):
@@ -337,6 +363,7 @@ class AttachResponse(google.protobuf.message.Message):
 
     REGISTERED_FIELD_NUMBER: builtins.int
     EVENT_FIELD_NUMBER: builtins.int
+    EVENTS_FIELD_NUMBER: builtins.int
     @property
     def registered(self) -> Global___AttachResponse.Registered:
         """The worker is registered. The first frame, and only the first."""
@@ -345,14 +372,19 @@ class AttachResponse(google.protobuf.message.Message):
     def event(self) -> Global___AttachResponse.Event:
         """Something happened in a connection context."""
 
+    @property
+    def events(self) -> Global___AttachResponse.Events:
+        """Several such events, to a worker that registered with `max_frame_events`. One that stands alone comes as `event`."""
+
     def __init__(
         self,
         *,
         registered: Global___AttachResponse.Registered | None = ...,
         event: Global___AttachResponse.Event | None = ...,
+        events: Global___AttachResponse.Events | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["event", b"event", "frame", b"frame", "registered", b"registered"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["event", b"event", "frame", b"frame", "registered", b"registered"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["frame", b"frame"]) -> typing.Literal["registered", "event"] | None: ...
+    def HasField(self, field_name: typing.Literal["event", b"event", "events", b"events", "frame", b"frame", "registered", b"registered"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["event", b"event", "events", b"events", "frame", b"frame", "registered", b"registered"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["frame", b"frame"]) -> typing.Literal["registered", "event", "events"] | None: ...
 
 Global___AttachResponse: typing_extensions.TypeAlias = AttachResponse

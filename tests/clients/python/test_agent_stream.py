@@ -13,7 +13,7 @@ import pytest
 from sidecar.api.v1 import agent_service_pb2 as pb
 from sidecar.api.v1 import types_pb2
 from sidecar_client import Agent, AgentContext, InboundMessage, Opened, Subscription
-from sidecar_client.agent_stream import GATHER_S, GATHER_UP_TO, AgentStream, Registration
+from sidecar_client.agent_stream import GATHER_S, GATHER_UP_TO, MAX_FRAME_EVENTS, AgentStream, Registration
 from tests.clients.python.agents import within
 
 Script = Callable[["Scripted", Any], Awaitable[None]]
@@ -135,6 +135,27 @@ async def test_what_comes_again_is_acknowledged_and_not_handled_again() -> None:
             ids = await server.said(acknowledged=5, credit=5)
     assert sorted(ids) == ["d-1", "d-1", "d-2", "d-2", "e-9"]
     assert handled == ["opened", "q-1"]
+
+
+async def test_the_events_of_one_frame_are_taken_in_their_order_each_with_its_credit() -> None:
+    async def script(server: Scripted, call: Any) -> None:
+        cancelled = pb.AttachResponse.Cancelled(message_id="q-2")
+        frames = [event("", cancelled=cancelled), *(question(f"d-{n}", f"q-{n}") for n in range(4))]
+        await call.write(pb.AttachResponse(events=pb.AttachResponse.Events(items=[each.event for each in frames])))
+        await call.write(question("d-4", "q-4"))
+        await server.read_on(call)
+
+    handled: list[str] = []
+    async with scripted(script) as (server, agent):
+
+        @agent.on_message
+        async def answer(context: AgentContext, message: InboundMessage) -> None:
+            handled.append(message.id)
+
+        async with agent:
+            assert sorted(await server.said(acknowledged=5, credit=5)) == ["d-0", "d-1", "d-2", "d-3", "d-4"]
+    assert handled == ["q-0", "q-1", "q-3", "q-4"]
+    assert [register.max_frame_events for register in server.registered] == [MAX_FRAME_EVENTS]
 
 
 async def test_an_event_of_a_later_version_is_acknowledged_and_passed_over() -> None:

@@ -80,13 +80,15 @@ class Worker:
             subscriptions=[pb.AttachRequest.Subscription()],
             credits=CREDITS,
             ack_timeout=duration_pb2.Duration(seconds=ACK_TIMEOUT_S),
+            max_frame_events=CREDITS if self._life % 2 else 0,
         )
         self._out.put_nowait(pb.AttachRequest(register=register))
         call: Any = self._agents.Attach(metadata=metadata, wait_for_ready=True)
         writing = asyncio.create_task(self._write(call))
         try:
             while (response := await call.read()) is not grpc.aio.EOF:
-                self._take(response)
+                for event in response.events.items or (response.event,):
+                    self._take(event)
         finally:
             tasks = [writing, *self._tasks.values()]
             for task in tasks:
@@ -97,10 +99,9 @@ class Worker:
         while True:
             await call.write(await self._out.get())
 
-    def _take(self, response: pb.AttachResponse) -> None:
-        event = response.event
-        if response.WhichOneof("frame") != "event" or event.WhichOneof("kind") == "cancelled":
-            return  # its next chunk will be refused
+    def _take(self, event: pb.AttachResponse.Event) -> None:
+        if event.WhichOneof("kind") in {None, "cancelled"}:
+            return  # the registration was answered; or its next chunk will be refused
         if event.WhichOneof("kind") != "message":
             self._acknowledge(event)
             return

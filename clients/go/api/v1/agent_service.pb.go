@@ -137,6 +137,7 @@ type AttachResponse struct {
 	//
 	//	*AttachResponse_Registered_
 	//	*AttachResponse_Event_
+	//	*AttachResponse_Events_
 	Frame         isAttachResponse_Frame `protobuf_oneof:"frame"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -197,6 +198,15 @@ func (x *AttachResponse) GetEvent() *AttachResponse_Event {
 	return nil
 }
 
+func (x *AttachResponse) GetEvents() *AttachResponse_Events {
+	if x != nil {
+		if x, ok := x.Frame.(*AttachResponse_Events_); ok {
+			return x.Events
+		}
+	}
+	return nil
+}
+
 type isAttachResponse_Frame interface {
 	isAttachResponse_Frame()
 }
@@ -211,9 +221,16 @@ type AttachResponse_Event_ struct {
 	Event *AttachResponse_Event `protobuf:"bytes,2,opt,name=event,proto3,oneof"`
 }
 
+type AttachResponse_Events_ struct {
+	// Several such events, to a worker that registered with `max_frame_events`. One that stands alone comes as `event`.
+	Events *AttachResponse_Events `protobuf:"bytes,3,opt,name=events,proto3,oneof"`
+}
+
 func (*AttachResponse_Registered_) isAttachResponse_Frame() {}
 
 func (*AttachResponse_Event_) isAttachResponse_Frame() {}
+
+func (*AttachResponse_Events_) isAttachResponse_Frame() {}
 
 // Who the worker is and what it takes.
 type AttachRequest_Register struct {
@@ -226,9 +243,12 @@ type AttachRequest_Register struct {
 	Credits uint32 `protobuf:"varint,3,opt,name=credits,proto3" json:"credits,omitempty"`
 	// How long an event may stay unacknowledged before it is sent again, marked: more than 0, at most 1 hour. Default: 60
 	// seconds.
-	AckTimeout    *durationpb.Duration `protobuf:"bytes,4,opt,name=ack_timeout,json=ackTimeout,proto3" json:"ack_timeout,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	AckTimeout *durationpb.Duration `protobuf:"bytes,4,opt,name=ack_timeout,json=ackTimeout,proto3" json:"ack_timeout,omitempty"`
+	// How many events the worker takes in one frame, as `events`; the sidecar puts at most 100 in one. Default: 0, each comes
+	// alone, as `event`.
+	MaxFrameEvents uint32 `protobuf:"varint,5,opt,name=max_frame_events,json=maxFrameEvents,proto3" json:"max_frame_events,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *AttachRequest_Register) Reset() {
@@ -287,6 +307,13 @@ func (x *AttachRequest_Register) GetAckTimeout() *durationpb.Duration {
 		return x.AckTimeout
 	}
 	return nil
+}
+
+func (x *AttachRequest_Register) GetMaxFrameEvents() uint32 {
+	if x != nil {
+		return x.MaxFrameEvents
+	}
+	return 0
 }
 
 // A (tenant, event) pair that a service takes.
@@ -474,6 +501,53 @@ func (*AttachResponse_Registered) Descriptor() ([]byte, []int) {
 	return file_sidecar_api_v1_agent_service_proto_rawDescGZIP(), []int{1, 0}
 }
 
+// What happened while the frame before was written. Each item is what it would be alone: it has its own delivery_id, and
+// uses its own credit.
+type AttachResponse_Events struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the order in which they are to be taken.
+	Items         []*AttachResponse_Event `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachResponse_Events) Reset() {
+	*x = AttachResponse_Events{}
+	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachResponse_Events) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachResponse_Events) ProtoMessage() {}
+
+func (x *AttachResponse_Events) ProtoReflect() protoreflect.Message {
+	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachResponse_Events.ProtoReflect.Descriptor instead.
+func (*AttachResponse_Events) Descriptor() ([]byte, []int) {
+	return file_sidecar_api_v1_agent_service_proto_rawDescGZIP(), []int{1, 1}
+}
+
+func (x *AttachResponse_Events) GetItems() []*AttachResponse_Event {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
 // Something that happened in a connection context. Each uses one credit, but `cancelled`.
 type AttachResponse_Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -505,7 +579,7 @@ type AttachResponse_Event struct {
 
 func (x *AttachResponse_Event) Reset() {
 	*x = AttachResponse_Event{}
-	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[7]
+	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -517,7 +591,7 @@ func (x *AttachResponse_Event) String() string {
 func (*AttachResponse_Event) ProtoMessage() {}
 
 func (x *AttachResponse_Event) ProtoReflect() protoreflect.Message {
-	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[7]
+	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -530,7 +604,7 @@ func (x *AttachResponse_Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse_Event.ProtoReflect.Descriptor instead.
 func (*AttachResponse_Event) Descriptor() ([]byte, []int) {
-	return file_sidecar_api_v1_agent_service_proto_rawDescGZIP(), []int{1, 1}
+	return file_sidecar_api_v1_agent_service_proto_rawDescGZIP(), []int{1, 2}
 }
 
 func (x *AttachResponse_Event) GetDeliveryId() string {
@@ -684,7 +758,7 @@ type AttachResponse_Opened struct {
 
 func (x *AttachResponse_Opened) Reset() {
 	*x = AttachResponse_Opened{}
-	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[8]
+	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -696,7 +770,7 @@ func (x *AttachResponse_Opened) String() string {
 func (*AttachResponse_Opened) ProtoMessage() {}
 
 func (x *AttachResponse_Opened) ProtoReflect() protoreflect.Message {
-	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[8]
+	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -709,7 +783,7 @@ func (x *AttachResponse_Opened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse_Opened.ProtoReflect.Descriptor instead.
 func (*AttachResponse_Opened) Descriptor() ([]byte, []int) {
-	return file_sidecar_api_v1_agent_service_proto_rawDescGZIP(), []int{1, 2}
+	return file_sidecar_api_v1_agent_service_proto_rawDescGZIP(), []int{1, 3}
 }
 
 // The context is detached; it has no fields. Goes to every service of the tenant.
@@ -721,7 +795,7 @@ type AttachResponse_Away struct {
 
 func (x *AttachResponse_Away) Reset() {
 	*x = AttachResponse_Away{}
-	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[9]
+	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -733,7 +807,7 @@ func (x *AttachResponse_Away) String() string {
 func (*AttachResponse_Away) ProtoMessage() {}
 
 func (x *AttachResponse_Away) ProtoReflect() protoreflect.Message {
-	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[9]
+	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -746,7 +820,7 @@ func (x *AttachResponse_Away) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse_Away.ProtoReflect.Descriptor instead.
 func (*AttachResponse_Away) Descriptor() ([]byte, []int) {
-	return file_sidecar_api_v1_agent_service_proto_rawDescGZIP(), []int{1, 3}
+	return file_sidecar_api_v1_agent_service_proto_rawDescGZIP(), []int{1, 4}
 }
 
 // The context is attached again; it has no fields. Goes to every service of the tenant.
@@ -758,7 +832,7 @@ type AttachResponse_Back struct {
 
 func (x *AttachResponse_Back) Reset() {
 	*x = AttachResponse_Back{}
-	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[10]
+	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -770,7 +844,7 @@ func (x *AttachResponse_Back) String() string {
 func (*AttachResponse_Back) ProtoMessage() {}
 
 func (x *AttachResponse_Back) ProtoReflect() protoreflect.Message {
-	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[10]
+	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -783,7 +857,7 @@ func (x *AttachResponse_Back) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse_Back.ProtoReflect.Descriptor instead.
 func (*AttachResponse_Back) Descriptor() ([]byte, []int) {
-	return file_sidecar_api_v1_agent_service_proto_rawDescGZIP(), []int{1, 4}
+	return file_sidecar_api_v1_agent_service_proto_rawDescGZIP(), []int{1, 5}
 }
 
 // Why a context ended. Goes to every service of the tenant.
@@ -800,7 +874,7 @@ type AttachResponse_Closed struct {
 
 func (x *AttachResponse_Closed) Reset() {
 	*x = AttachResponse_Closed{}
-	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[11]
+	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -812,7 +886,7 @@ func (x *AttachResponse_Closed) String() string {
 func (*AttachResponse_Closed) ProtoMessage() {}
 
 func (x *AttachResponse_Closed) ProtoReflect() protoreflect.Message {
-	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[11]
+	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -825,7 +899,7 @@ func (x *AttachResponse_Closed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse_Closed.ProtoReflect.Descriptor instead.
 func (*AttachResponse_Closed) Descriptor() ([]byte, []int) {
-	return file_sidecar_api_v1_agent_service_proto_rawDescGZIP(), []int{1, 5}
+	return file_sidecar_api_v1_agent_service_proto_rawDescGZIP(), []int{1, 6}
 }
 
 func (x *AttachResponse_Closed) GetCode() uint32 {
@@ -859,7 +933,7 @@ type AttachResponse_Inbound struct {
 
 func (x *AttachResponse_Inbound) Reset() {
 	*x = AttachResponse_Inbound{}
-	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[12]
+	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -871,7 +945,7 @@ func (x *AttachResponse_Inbound) String() string {
 func (*AttachResponse_Inbound) ProtoMessage() {}
 
 func (x *AttachResponse_Inbound) ProtoReflect() protoreflect.Message {
-	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[12]
+	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -884,7 +958,7 @@ func (x *AttachResponse_Inbound) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse_Inbound.ProtoReflect.Descriptor instead.
 func (*AttachResponse_Inbound) Descriptor() ([]byte, []int) {
-	return file_sidecar_api_v1_agent_service_proto_rawDescGZIP(), []int{1, 6}
+	return file_sidecar_api_v1_agent_service_proto_rawDescGZIP(), []int{1, 7}
 }
 
 func (x *AttachResponse_Inbound) GetMessageId() string {
@@ -928,7 +1002,7 @@ type AttachResponse_Cancelled struct {
 
 func (x *AttachResponse_Cancelled) Reset() {
 	*x = AttachResponse_Cancelled{}
-	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[13]
+	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -940,7 +1014,7 @@ func (x *AttachResponse_Cancelled) String() string {
 func (*AttachResponse_Cancelled) ProtoMessage() {}
 
 func (x *AttachResponse_Cancelled) ProtoReflect() protoreflect.Message {
-	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[13]
+	mi := &file_sidecar_api_v1_agent_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -953,7 +1027,7 @@ func (x *AttachResponse_Cancelled) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse_Cancelled.ProtoReflect.Descriptor instead.
 func (*AttachResponse_Cancelled) Descriptor() ([]byte, []int) {
-	return file_sidecar_api_v1_agent_service_proto_rawDescGZIP(), []int{1, 7}
+	return file_sidecar_api_v1_agent_service_proto_rawDescGZIP(), []int{1, 8}
 }
 
 func (x *AttachResponse_Cancelled) GetStreamId() string {
@@ -974,17 +1048,18 @@ var File_sidecar_api_v1_agent_service_proto protoreflect.FileDescriptor
 
 const file_sidecar_api_v1_agent_service_proto_rawDesc = "" +
 	"\n" +
-	"\"sidecar/api/v1/agent_service.proto\x12\x0esidecar.api.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1asidecar/api/v1/types.proto\"\xde\x04\n" +
+	"\"sidecar/api/v1/agent_service.proto\x12\x0esidecar.api.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1asidecar/api/v1/types.proto\"\x88\x05\n" +
 	"\rAttachRequest\x12D\n" +
 	"\bregister\x18\x01 \x01(\v2&.sidecar.api.v1.AttachRequest.RegisterH\x00R\bregister\x12M\n" +
 	"\vacknowledge\x18\x02 \x01(\v2).sidecar.api.v1.AttachRequest.AcknowledgeH\x00R\vacknowledge\x12>\n" +
-	"\x06credit\x18\x03 \x01(\v2$.sidecar.api.v1.AttachRequest.CreditH\x00R\x06credit\x1a\xd5\x01\n" +
+	"\x06credit\x18\x03 \x01(\v2$.sidecar.api.v1.AttachRequest.CreditH\x00R\x06credit\x1a\xff\x01\n" +
 	"\bRegister\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12P\n" +
 	"\rsubscriptions\x18\x02 \x03(\v2*.sidecar.api.v1.AttachRequest.SubscriptionR\rsubscriptions\x12\x18\n" +
 	"\acredits\x18\x03 \x01(\rR\acredits\x12:\n" +
 	"\vack_timeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"ackTimeout\x1aA\n" +
+	"ackTimeout\x12(\n" +
+	"\x10max_frame_events\x18\x05 \x01(\rR\x0emaxFrameEvents\x1aA\n" +
 	"\fSubscription\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x14\n" +
 	"\x05event\x18\x02 \x01(\tR\x05event\x1a0\n" +
@@ -992,14 +1067,17 @@ const file_sidecar_api_v1_agent_service_proto_rawDesc = "" +
 	"\fdelivery_ids\x18\x01 \x03(\tR\vdeliveryIds\x1a\"\n" +
 	"\x06Credit\x12\x18\n" +
 	"\acredits\x18\x01 \x01(\rR\acreditsB\a\n" +
-	"\x05frame\"\xd0\b\n" +
+	"\x05frame\"\xd7\t\n" +
 	"\x0eAttachResponse\x12K\n" +
 	"\n" +
 	"registered\x18\x01 \x01(\v2).sidecar.api.v1.AttachResponse.RegisteredH\x00R\n" +
 	"registered\x12<\n" +
-	"\x05event\x18\x02 \x01(\v2$.sidecar.api.v1.AttachResponse.EventH\x00R\x05event\x1a\f\n" +
+	"\x05event\x18\x02 \x01(\v2$.sidecar.api.v1.AttachResponse.EventH\x00R\x05event\x12?\n" +
+	"\x06events\x18\x03 \x01(\v2%.sidecar.api.v1.AttachResponse.EventsH\x00R\x06events\x1a\f\n" +
 	"\n" +
-	"Registered\x1a\xde\x04\n" +
+	"Registered\x1aD\n" +
+	"\x06Events\x12:\n" +
+	"\x05items\x18\x01 \x03(\v2$.sidecar.api.v1.AttachResponse.EventR\x05items\x1a\xde\x04\n" +
 	"\x05Event\x12\x1f\n" +
 	"\vdelivery_id\x18\x01 \x01(\tR\n" +
 	"deliveryId\x12 \n" +
@@ -1048,7 +1126,7 @@ func file_sidecar_api_v1_agent_service_proto_rawDescGZIP() []byte {
 	return file_sidecar_api_v1_agent_service_proto_rawDescData
 }
 
-var file_sidecar_api_v1_agent_service_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_sidecar_api_v1_agent_service_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_sidecar_api_v1_agent_service_proto_goTypes = []any{
 	(*AttachRequest)(nil),              // 0: sidecar.api.v1.AttachRequest
 	(*AttachResponse)(nil),             // 1: sidecar.api.v1.AttachResponse
@@ -1057,40 +1135,43 @@ var file_sidecar_api_v1_agent_service_proto_goTypes = []any{
 	(*AttachRequest_Acknowledge)(nil),  // 4: sidecar.api.v1.AttachRequest.Acknowledge
 	(*AttachRequest_Credit)(nil),       // 5: sidecar.api.v1.AttachRequest.Credit
 	(*AttachResponse_Registered)(nil),  // 6: sidecar.api.v1.AttachResponse.Registered
-	(*AttachResponse_Event)(nil),       // 7: sidecar.api.v1.AttachResponse.Event
-	(*AttachResponse_Opened)(nil),      // 8: sidecar.api.v1.AttachResponse.Opened
-	(*AttachResponse_Away)(nil),        // 9: sidecar.api.v1.AttachResponse.Away
-	(*AttachResponse_Back)(nil),        // 10: sidecar.api.v1.AttachResponse.Back
-	(*AttachResponse_Closed)(nil),      // 11: sidecar.api.v1.AttachResponse.Closed
-	(*AttachResponse_Inbound)(nil),     // 12: sidecar.api.v1.AttachResponse.Inbound
-	(*AttachResponse_Cancelled)(nil),   // 13: sidecar.api.v1.AttachResponse.Cancelled
-	(*durationpb.Duration)(nil),        // 14: google.protobuf.Duration
-	(*UserContext)(nil),                // 15: sidecar.api.v1.UserContext
-	(ContentType)(0),                   // 16: sidecar.api.v1.ContentType
+	(*AttachResponse_Events)(nil),      // 7: sidecar.api.v1.AttachResponse.Events
+	(*AttachResponse_Event)(nil),       // 8: sidecar.api.v1.AttachResponse.Event
+	(*AttachResponse_Opened)(nil),      // 9: sidecar.api.v1.AttachResponse.Opened
+	(*AttachResponse_Away)(nil),        // 10: sidecar.api.v1.AttachResponse.Away
+	(*AttachResponse_Back)(nil),        // 11: sidecar.api.v1.AttachResponse.Back
+	(*AttachResponse_Closed)(nil),      // 12: sidecar.api.v1.AttachResponse.Closed
+	(*AttachResponse_Inbound)(nil),     // 13: sidecar.api.v1.AttachResponse.Inbound
+	(*AttachResponse_Cancelled)(nil),   // 14: sidecar.api.v1.AttachResponse.Cancelled
+	(*durationpb.Duration)(nil),        // 15: google.protobuf.Duration
+	(*UserContext)(nil),                // 16: sidecar.api.v1.UserContext
+	(ContentType)(0),                   // 17: sidecar.api.v1.ContentType
 }
 var file_sidecar_api_v1_agent_service_proto_depIdxs = []int32{
 	2,  // 0: sidecar.api.v1.AttachRequest.register:type_name -> sidecar.api.v1.AttachRequest.Register
 	4,  // 1: sidecar.api.v1.AttachRequest.acknowledge:type_name -> sidecar.api.v1.AttachRequest.Acknowledge
 	5,  // 2: sidecar.api.v1.AttachRequest.credit:type_name -> sidecar.api.v1.AttachRequest.Credit
 	6,  // 3: sidecar.api.v1.AttachResponse.registered:type_name -> sidecar.api.v1.AttachResponse.Registered
-	7,  // 4: sidecar.api.v1.AttachResponse.event:type_name -> sidecar.api.v1.AttachResponse.Event
-	3,  // 5: sidecar.api.v1.AttachRequest.Register.subscriptions:type_name -> sidecar.api.v1.AttachRequest.Subscription
-	14, // 6: sidecar.api.v1.AttachRequest.Register.ack_timeout:type_name -> google.protobuf.Duration
-	15, // 7: sidecar.api.v1.AttachResponse.Event.context:type_name -> sidecar.api.v1.UserContext
-	8,  // 8: sidecar.api.v1.AttachResponse.Event.opened:type_name -> sidecar.api.v1.AttachResponse.Opened
-	9,  // 9: sidecar.api.v1.AttachResponse.Event.away:type_name -> sidecar.api.v1.AttachResponse.Away
-	10, // 10: sidecar.api.v1.AttachResponse.Event.back:type_name -> sidecar.api.v1.AttachResponse.Back
-	11, // 11: sidecar.api.v1.AttachResponse.Event.closed:type_name -> sidecar.api.v1.AttachResponse.Closed
-	12, // 12: sidecar.api.v1.AttachResponse.Event.message:type_name -> sidecar.api.v1.AttachResponse.Inbound
-	13, // 13: sidecar.api.v1.AttachResponse.Event.cancelled:type_name -> sidecar.api.v1.AttachResponse.Cancelled
-	16, // 14: sidecar.api.v1.AttachResponse.Inbound.content_type:type_name -> sidecar.api.v1.ContentType
-	0,  // 15: sidecar.api.v1.AgentService.Attach:input_type -> sidecar.api.v1.AttachRequest
-	1,  // 16: sidecar.api.v1.AgentService.Attach:output_type -> sidecar.api.v1.AttachResponse
-	16, // [16:17] is the sub-list for method output_type
-	15, // [15:16] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	8,  // 4: sidecar.api.v1.AttachResponse.event:type_name -> sidecar.api.v1.AttachResponse.Event
+	7,  // 5: sidecar.api.v1.AttachResponse.events:type_name -> sidecar.api.v1.AttachResponse.Events
+	3,  // 6: sidecar.api.v1.AttachRequest.Register.subscriptions:type_name -> sidecar.api.v1.AttachRequest.Subscription
+	15, // 7: sidecar.api.v1.AttachRequest.Register.ack_timeout:type_name -> google.protobuf.Duration
+	8,  // 8: sidecar.api.v1.AttachResponse.Events.items:type_name -> sidecar.api.v1.AttachResponse.Event
+	16, // 9: sidecar.api.v1.AttachResponse.Event.context:type_name -> sidecar.api.v1.UserContext
+	9,  // 10: sidecar.api.v1.AttachResponse.Event.opened:type_name -> sidecar.api.v1.AttachResponse.Opened
+	10, // 11: sidecar.api.v1.AttachResponse.Event.away:type_name -> sidecar.api.v1.AttachResponse.Away
+	11, // 12: sidecar.api.v1.AttachResponse.Event.back:type_name -> sidecar.api.v1.AttachResponse.Back
+	12, // 13: sidecar.api.v1.AttachResponse.Event.closed:type_name -> sidecar.api.v1.AttachResponse.Closed
+	13, // 14: sidecar.api.v1.AttachResponse.Event.message:type_name -> sidecar.api.v1.AttachResponse.Inbound
+	14, // 15: sidecar.api.v1.AttachResponse.Event.cancelled:type_name -> sidecar.api.v1.AttachResponse.Cancelled
+	17, // 16: sidecar.api.v1.AttachResponse.Inbound.content_type:type_name -> sidecar.api.v1.ContentType
+	0,  // 17: sidecar.api.v1.AgentService.Attach:input_type -> sidecar.api.v1.AttachRequest
+	1,  // 18: sidecar.api.v1.AgentService.Attach:output_type -> sidecar.api.v1.AttachResponse
+	18, // [18:19] is the sub-list for method output_type
+	17, // [17:18] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_sidecar_api_v1_agent_service_proto_init() }
@@ -1107,8 +1188,9 @@ func file_sidecar_api_v1_agent_service_proto_init() {
 	file_sidecar_api_v1_agent_service_proto_msgTypes[1].OneofWrappers = []any{
 		(*AttachResponse_Registered_)(nil),
 		(*AttachResponse_Event_)(nil),
+		(*AttachResponse_Events_)(nil),
 	}
-	file_sidecar_api_v1_agent_service_proto_msgTypes[7].OneofWrappers = []any{
+	file_sidecar_api_v1_agent_service_proto_msgTypes[8].OneofWrappers = []any{
 		(*AttachResponse_Event_Opened)(nil),
 		(*AttachResponse_Event_Away)(nil),
 		(*AttachResponse_Event_Back)(nil),
@@ -1122,7 +1204,7 @@ func file_sidecar_api_v1_agent_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sidecar_api_v1_agent_service_proto_rawDesc), len(file_sidecar_api_v1_agent_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

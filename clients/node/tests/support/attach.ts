@@ -43,21 +43,16 @@ export class Attachment {
   }
 
   event(isolationKey: string, kind: AttachResponse_Event["kind"], more: Partial<AttachResponse_Event> = {}): void {
-    const value = {
-      deliveryId: `d-${Math.random()}`,
-      redelivered: false,
-      isolationKey,
-      contextToken: kind?.$case === "closed" ? "" : `token-${isolationKey}`,
-      context: userContext(isolationKey),
-      kind,
-      ...more,
-    };
-    this.call.write({ frame: { $case: "event", value } });
+    this.call.write({ frame: { $case: "event", value: eventOf(isolationKey, kind, more) } });
+  }
+
+  /** So many in one frame. */
+  events(...items: AttachResponse_Event[]): void {
+    this.call.write({ frame: { $case: "events", value: { items } } });
   }
 
   message(isolationKey: string, messageId: string, text: string, more: Partial<AttachResponse_Event> = {}, event = "message"): void {
-    const value = { messageId, eventType: event, payload: Buffer.from(JSON.stringify(text)), contentType: 1 };
-    this.event(isolationKey, { $case: "message", value }, more);
+    this.event(isolationKey, inboundOf(messageId, text, event), more);
   }
 
   cancelled(isolationKey: string, streamId: string, messageId: string): void {
@@ -67,6 +62,26 @@ export class Attachment {
   break(refusal?: Refusal): void {
     this.call.emit("error", refusal === undefined ? { code: 14, details: "gone" } : refused(refusal));
   }
+}
+
+export function inboundOf(messageId: string, text: string, eventType = "message"): AttachResponse_Event["kind"] {
+  return { $case: "message", value: { messageId, eventType, payload: Buffer.from(JSON.stringify(text)), contentType: 1 } };
+}
+
+export function eventOf(
+  isolationKey: string,
+  kind: AttachResponse_Event["kind"],
+  more: Partial<AttachResponse_Event> = {},
+): AttachResponse_Event {
+  return {
+    deliveryId: `d-${Math.random()}`,
+    redelivered: false,
+    isolationKey,
+    contextToken: kind?.$case === "closed" ? "" : `token-${isolationKey}`,
+    context: userContext(isolationKey),
+    kind,
+    ...more,
+  };
 }
 
 function userContext(name: string) {

@@ -30,6 +30,7 @@ export interface AttachRequest_Register {
   subscriptions: AttachRequest_Subscription[];
   credits: number;
   ackTimeout: Duration | undefined;
+  maxFrameEvents: number;
 }
 
 export interface AttachRequest_Subscription {
@@ -46,13 +47,17 @@ export interface AttachRequest_Credit {
 }
 
 export interface AttachResponse {
-  frame:
-    | { $case: "registered"; value: AttachResponse_Registered }
-    | { $case: "event"; value: AttachResponse_Event }
-    | undefined;
+  frame: { $case: "registered"; value: AttachResponse_Registered } | { $case: "event"; value: AttachResponse_Event } | {
+    $case: "events";
+    value: AttachResponse_Events;
+  } | undefined;
 }
 
 export interface AttachResponse_Registered {
+}
+
+export interface AttachResponse_Events {
+  items: AttachResponse_Event[];
 }
 
 export interface AttachResponse_Event {
@@ -168,7 +173,7 @@ export const AttachRequest: MessageFns<AttachRequest> = {
 };
 
 function createBaseAttachRequest_Register(): AttachRequest_Register {
-  return { serviceName: "", subscriptions: [], credits: 0, ackTimeout: undefined };
+  return { serviceName: "", subscriptions: [], credits: 0, ackTimeout: undefined, maxFrameEvents: 0 };
 }
 
 export const AttachRequest_Register: MessageFns<AttachRequest_Register> = {
@@ -184,6 +189,9 @@ export const AttachRequest_Register: MessageFns<AttachRequest_Register> = {
     }
     if (message.ackTimeout !== undefined) {
       Duration.encode(message.ackTimeout, writer.uint32(34).fork()).join();
+    }
+    if (message.maxFrameEvents !== 0) {
+      writer.uint32(40).uint32(message.maxFrameEvents);
     }
     return writer;
   },
@@ -231,6 +239,14 @@ export const AttachRequest_Register: MessageFns<AttachRequest_Register> = {
             }
 
             message.ackTimeout = Duration.decode(reader, reader.uint32());
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.maxFrameEvents = reader.uint32();
             continue;
           }
         }
@@ -408,6 +424,9 @@ export const AttachResponse: MessageFns<AttachResponse> = {
       case "event":
         AttachResponse_Event.encode(message.frame.value, writer.uint32(18).fork()).join();
         break;
+      case "events":
+        AttachResponse_Events.encode(message.frame.value, writer.uint32(26).fork()).join();
+        break;
     }
     return writer;
   },
@@ -439,6 +458,14 @@ export const AttachResponse: MessageFns<AttachResponse> = {
             }
 
             message.frame = { $case: "event", value: AttachResponse_Event.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.frame = { $case: "events", value: AttachResponse_Events.decode(reader, reader.uint32()) };
             continue;
           }
         }
@@ -476,6 +503,52 @@ export const AttachResponse_Registered: MessageFns<AttachResponse_Registered> = 
       while (reader.pos < end) {
         const tag = reader.uint32();
         switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+};
+
+function createBaseAttachResponse_Events(): AttachResponse_Events {
+  return { items: [] };
+}
+
+export const AttachResponse_Events: MessageFns<AttachResponse_Events> = {
+  encode(message: AttachResponse_Events, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.items) {
+      AttachResponse_Event.encode(v!, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): AttachResponse_Events {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseAttachResponse_Events();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.items.push(AttachResponse_Event.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;

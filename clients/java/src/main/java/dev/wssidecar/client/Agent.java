@@ -439,7 +439,9 @@ public final class Agent implements AutoCloseable {
 
     private AttachRequest.Register registration() {
       AttachRequest.Register.Builder register =
-          AttachRequest.Register.newBuilder().setServiceName(serviceName);
+          AttachRequest.Register.newBuilder()
+              .setServiceName(serviceName)
+              .setMaxFrameEvents(AgentStream.MAX_FRAME_EVENTS);
       for (Subscription each : taken()) {
         register.addSubscriptions(
             AttachRequest.Subscription.newBuilder()

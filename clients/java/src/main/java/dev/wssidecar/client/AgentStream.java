@@ -20,6 +20,7 @@ import sidecar.api.v1.AttachResponse;
  */
 final class AgentStream extends ClientCall.Listener<AttachResponse> {
   private static final int MAX_ACKNOWLEDGED = 10_000; // delivery ids in one frame
+  static final int MAX_FRAME_EVENTS = 100; // in one frame, as many as the sidecar puts in one
   private static final int READ_AHEAD = 4;
 
   /** What an agent is told by its stream, in order. */
@@ -122,6 +123,7 @@ final class AgentStream extends ClientCall.Listener<AttachResponse> {
     switch (response.getFrameCase()) {
       case REGISTERED -> events.registered(this);
       case EVENT -> events.event(this, response.getEvent());
+      case EVENTS -> response.getEvents().getItemsList().forEach(event -> events.event(this, event));
       default -> {} // a kind that came after this version
     }
   }

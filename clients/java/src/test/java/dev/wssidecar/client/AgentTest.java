@@ -1,5 +1,7 @@
 package dev.wssidecar.client;
 
+import static dev.wssidecar.client.Attached.event;
+import static dev.wssidecar.client.Attached.inbound;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertNotSame;
@@ -7,7 +9,6 @@ import static org.junit.jupiter.api.Assertions.assertSame;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
-import com.google.protobuf.ByteString;
 import dev.wssidecar.client.ScriptedSidecar.Stream;
 import dev.wssidecar.client.errors.StreamCancelledException;
 import dev.wssidecar.client.errors.SubscriptionTakenException;
@@ -26,9 +27,7 @@ import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
-import sidecar.api.v1.AttachRequest;
 import sidecar.api.v1.AttachResponse;
-import sidecar.api.v1.ContentType;
 import sidecar.api.v1.DeliverRequest;
 import sidecar.api.v1.DeliverResponse;
 import sidecar.api.v1.DeliveryState;
@@ -90,6 +89,23 @@ class AgentTest {
     assertEquals("b1", take());
     go.countDown();
     assertEquals("a2", take());
+  }
+
+  @Test
+  void takesTheEventsOfOneFrameInTheirOrder() throws Exception {
+    Attached attached =
+        start(builder().onMessage((context, message) -> seen.add(message.text())));
+    assertEquals(AgentStream.MAX_FRAME_EVENTS, attached.registration.getMaxFrameEvents());
+    AttachResponse.Events.Builder events = AttachResponse.Events.newBuilder();
+    for (String id : List.of("1", "2", "3")) {
+      events.addItems(event(id, "key-a").setMessage(inbound("m" + id, "a" + id)));
+    }
+    attached.stream.say(AttachResponse.newBuilder().setEvents(events).build());
+    attached.message("4", "key-a", "m4", "a4");
+    for (String id : List.of("1", "2", "3", "4")) {
+      assertEquals("a" + id, take());
+      assertEquals(id, attached.nextAcknowledged());
+    }
   }
 
   @Test
@@ -417,78 +433,6 @@ class AgentTest {
     String claims = "{\"iat\":1000,\"exp\":" + (1000 + seconds) + "}";
     byte[] bytes = claims.getBytes(StandardCharsets.US_ASCII);
     return "h." + Base64.getUrlEncoder().withoutPadding().encodeToString(bytes) + ".s";
-  }
-
-  private static AttachResponse.Event.Builder event(String deliveryId, String isolationKey) {
-    return AttachResponse.Event.newBuilder()
-        .setDeliveryId(deliveryId)
-        .setIsolationKey(isolationKey)
-        .setContextToken("token of " + isolationKey)
-        .setContext(sidecar.api.v1.UserContext.newBuilder().setUserId("alice"));
-  }
-
-  private static AttachResponse.Inbound.Builder inbound(String id, String text) {
-    return AttachResponse.Inbound.newBuilder()
-        .setMessageId(id)
-        .setEventType("ask")
-        .setContentType(ContentType.CONTENT_TYPE_TEXT)
-        .setPayload(ByteString.copyFromUtf8(text));
-  }
-
-  /** The other end of one Attach call. */
-  private static final class Attached {
-    private final Stream<AttachRequest, AttachResponse> stream;
-    private final AttachRequest.Register registration;
-    private final BlockingQueue<String> acknowledged = new LinkedBlockingQueue<>();
-    private final BlockingQueue<Integer> credits = new LinkedBlockingQueue<>();
-
-    private Attached(Stream<AttachRequest, AttachResponse> stream) throws InterruptedException {
-      this.stream = stream;
-      this.registration = stream.next().getRegister();
-    }
-
-    private void register() {
-      stream.say(
-          AttachResponse.newBuilder()
-              .setRegistered(AttachResponse.Registered.getDefaultInstance())
-              .build());
-    }
-
-    private void say(AttachResponse.Event.Builder event) {
-      stream.say(AttachResponse.newBuilder().setEvent(event).build());
-    }
-
-    private void message(String deliveryId, String isolationKey, String id, String text) {
-      say(event(deliveryId, isolationKey).setMessage(inbound(id, text)));
-    }
-
-    private void cancel(String isolationKey, String messageId) {
-      say(
-          event("", isolationKey)
-              .setCancelled(AttachResponse.Cancelled.newBuilder().setMessageId(messageId)));
-    }
-
-    private String nextAcknowledged() throws InterruptedException {
-      while (acknowledged.isEmpty()) {
-        read();
-      }
-      return acknowledged.take();
-    }
-
-    private int nextCredit() throws InterruptedException {
-      while (credits.isEmpty()) {
-        read();
-      }
-      return credits.take();
-    }
-
-    private void read() throws InterruptedException {
-      AttachRequest frame = stream.next();
-      if (frame.hasCredit()) {
-        credits.add(frame.getCredit().getCredits());
-      }
-      acknowledged.addAll(frame.getAcknowledge().getDeliveryIdsList());
-    }
   }
 
   /** The other end of the agent's Deliver stream, of one lane. */

@@ -1,0 +1,145 @@
+"""Frames of several events: what goes in one, what does not, and that each event in it is one by itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from sidecar.core.ports import AuditEvent
+from sidecar.rpc.attach import MAX_FRAME_BYTES, MAX_FRAME_EVENTS
+from tests.rpc.rig import Client, Rig
+from tests.rpc.workers import Worker, announce, attached, registration, say, summaries
+
+MANY = 1_000
+
+
+async def known(rig: Rig, worker: Worker, *clients: Client) -> None:
+    """The worker has a token for each of them, so that no event of theirs waits for a record."""
+    for client in clients:
+        announce(rig, client)
+        await worker.acknowledge(await worker.event("opened"))
+
+
+async def test_a_worker_that_did_not_ask_for_it_is_told_one_at_a_time(rig: Rig) -> None:
+    worker = await attached(rig)
+    await known(rig, worker, rig.alice)
+    for number in range(5):
+        say(rig, rig.alice, f"m-{number}")
+    assert [each.message.message_id for each in await worker.events(5)] == [f"m-{number}" for number in range(5)]
+
+
+async def test_what_has_gathered_comes_in_one_frame_each_event_with_what_is_its_own(rig: Rig) -> None:
+    worker = await attached(rig, registration(max_frame_events=MANY))
+    await known(rig, worker, rig.alice, rig.carol)
+    say(rig, rig.alice, "m-1")
+    say(rig, rig.carol, "m-1")
+    say(rig, rig.alice, "m-2")
+    events = await worker.frame_of("events")
+    assert sorted(summaries(events)) == ["alice m-1", "alice m-2", "carol m-1"]
+    assert [each for each in summaries(events) if each.startswith("alice")] == ["alice m-1", "alice m-2"]
+    assert len({each.delivery_id for each in events}) == 3
+    for each in events:
+        owner = rig.alice if each.context.user_id == "alice" else rig.carol
+        assert each.isolation_key == owner.key
+        assert rig.tokens.verify(each.context_token).isolation_key == owner.key
+    say(rig, rig.alice, "m-3")
+    assert summaries(await worker.frame_of("event")) == ["alice m-3"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "sizes"),
+    [(2, [2, 2, 1]), (3, [3, 2]), (1, [1] * 5), (5, [5])],
+)
+async def test_no_more_than_the_worker_takes(rig: Rig, asked: int, sizes: list[int]) -> None:
+    worker = await attached(rig, registration(max_frame_events=asked))
+    await known(rig, worker, rig.alice)
+    for number in range(5):
+        say(rig, rig.alice, f"m-{number}")
+    frames = [await worker.frame_of("event" if size == 1 else "events") for size in sizes]
+    assert [len(frame) for frame in frames] == sizes
+    assert [each.message.message_id for frame in frames for each in frame] == [f"m-{number}" for number in range(5)]
+
+
+@pytest.mark.parametrize("asked", [MAX_FRAME_EVENTS, MAX_FRAME_EVENTS + 1, 2**32 - 1])
+async def test_no_more_than_the_sidecar_puts_in_one(rig: Rig, asked: int) -> None:
+    worker = await attached(rig, registration(max_frame_events=asked))
+    await known(rig, worker, rig.alice, rig.carol)
+    for number in range(60):
+        say(rig, rig.alice, f"m-{number}")
+        say(rig, rig.carol, f"m-{number}")
+    assert len(await worker.frame_of("events")) == MAX_FRAME_EVENTS
+    assert len(await worker.frame_of("events")) == 120 - MAX_FRAME_EVENTS
+
+
+async def test_a_frame_of_several_is_bounded_in_bytes_and_one_that_is_larger_comes_alone(rig: Rig) -> None:
+    worker = await attached(rig, registration(max_frame_events=MANY))
+    await known(rig, worker, rig.alice)
+    for number, length in enumerate((60_000, 60_000, 60_000, 60_000, 60_000, MAX_FRAME_BYTES + 1, 9, 9)):
+        assert say(rig, rig.alice, f"m-{number}", payload=b'"%s"' % (b"x" * length)) is None
+    frames = [await worker.frame_of(kind) for kind in ("events", "event", "event", "events")]
+    assert [[each.message.message_id for each in frame] for frame in frames] == [
+        ["m-0", "m-1", "m-2", "m-3"],
+        ["m-4"],
+        ["m-5"],
+        ["m-6", "m-7"],
+    ]
+
+
+async def test_each_event_of_a_frame_uses_a_credit_and_a_cancel_none(rig: Rig) -> None:
+    worker = await attached(rig, registration(credits_=3, max_frame_events=MANY))
+    await known(rig, worker, rig.alice)
+    for number in range(5):
+        say(rig, rig.alice, f"m-{number}")
+    rig.alice.manager.cancel("s-1", None, rig.at())
+    assert summaries(await worker.frame_of("events")) == ["alice cancelled", "alice m-0", "alice m-1"]
+    await worker.credit(MANY)
+    assert summaries(await worker.frame_of("events")) == ["alice m-2", "alice m-3", "alice m-4"]
+
+
+async def test_those_of_a_frame_that_are_not_acknowledged_come_again_marked(rig: Rig) -> None:
+    worker = await attached(rig, registration(ack_timeout_s=30.0, max_frame_events=MANY))
+    await known(rig, worker, rig.alice)
+    for number in range(4):
+        say(rig, rig.alice, f"m-{number}")
+    events = await worker.frame_of("events")
+    await worker.acknowledge(events[0], events[2])
+    say(rig, rig.carol)  # by then the acknowledgement was read, which came before this one's
+    await worker.acknowledge(await worker.event("message"))
+    rig.tick(30.0)
+    again = await worker.frame_of("events")
+    assert summaries(again) == ["*alice m-1", "*alice m-3"]
+    assert [each.delivery_id for each in again] == [events[1].delivery_id, events[3].delivery_id]
+
+
+async def test_a_worker_that_is_lost_leaves_a_whole_frame_to_another(rig: Rig) -> None:
+    first = await attached(rig, registration(max_frame_events=MANY))
+    await known(rig, first, rig.alice)
+    for number in range(3):
+        say(rig, rig.alice, f"m-{number}")
+    await first.frame_of("events")
+    second = await attached(rig)
+    first.call.cancel()
+    assert summaries(await second.events(3)) == ["*alice m-0", "*alice m-1", "*alice m-2"]
+
+
+async def test_what_is_ready_does_not_wait_for_another_contexts_token(rig: Rig) -> None:
+    worker = await attached(rig, registration(max_frame_events=MANY))
+    await known(rig, worker, rig.alice)
+    rig.disk.hold()
+    say(rig, rig.alice, "m-1")
+    say(rig, rig.alice, "m-2")
+    say(rig, rig.carol, "m-1")
+    # Alice's context had a turn, then Carol's whose token is yet to be recorded.
+    assert summaries(await worker.frame_of("event")) == ["alice m-1"]
+    rig.disk.release()
+    assert summaries(await worker.frame_of("events")) == ["carol m-1", "alice m-2"]
+    assert len(await rig.records(AuditEvent.TOKEN_MINTED)) >= 2
+
+
+async def test_the_end_of_a_context_comes_behind_its_messages_and_without_a_token(rig: Rig) -> None:
+    worker = await attached(rig, registration(max_frame_events=MANY))
+    await known(rig, worker, rig.alice)
+    say(rig, rig.alice, "m-1")
+    rig.alice.manager.end("revoked", None, rig.at())
+    events = await worker.frame_of("events")
+    assert summaries(events) == ["alice m-1", "alice closed"]
+    assert [bool(each.context_token) for each in events] == [True, False]
