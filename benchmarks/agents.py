@@ -123,8 +123,9 @@ class Agent:
 class SidecarAgent(Agent):
     """Attached to the sidecar: acknowledges what it is told, and wants a receipt for each answer."""
 
-    def __init__(self, events: Call, answers: Call) -> None:
+    def __init__(self, events: Call, answers: Call, max_frame_events: int) -> None:
         super().__init__(events, answers)
+        self._max_frame_events = max_frame_events
         self._used = 0
         self._acknowledgements = Outlet(events, taking_frames, GATHER_UP_TO, GATHER_S)
 
@@ -134,7 +135,7 @@ class SidecarAgent(Agent):
     async def register(self) -> None:
         """Attach, for whatever any user says."""
         register = agent_pb.AttachRequest.Register(
-            service_name="bench", credits=CREDITS, max_frame_events=MAX_FRAME_EVENTS
+            service_name="bench", credits=CREDITS, max_frame_events=self._max_frame_events
         )
         register.subscriptions.add(event="*")
         await self._events.write(agent_pb.AttachRequest(register=register).SerializeToString())
@@ -186,12 +187,14 @@ def taking_frames(items: Sequence[str | int]) -> list[bytes]:
 
 
 @asynccontextmanager
-async def attached(server: Server, channel: grpc.aio.Channel) -> AsyncIterator[Agent]:
+async def attached(
+    server: Server, channel: grpc.aio.Channel, max_frame_events: int = MAX_FRAME_EVENTS
+) -> AsyncIterator[Agent]:
     """An agent at work on that server, the sidecar where it may attach, else the relay, until the block ends."""
     if server.service_token:
         events = _call(channel, ATTACH, agent_pb.AttachResponse, ((SERVICE_TOKEN, server.service_token),))
         answers = _call(channel, DELIVER, pb.DeliverResponse)
-        agent: Agent = SidecarAgent(events, answers)
+        agent: Agent = SidecarAgent(events, answers, max_frame_events)
     else:
         events = answers = _call(channel, relay.ATTACH, agent_pb.AttachResponse)
         agent = Agent(events, answers)

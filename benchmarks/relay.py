@@ -1,8 +1,9 @@
 """The floor of a round through an agent: what nobody can leave out who hands a user's frames to a service over gRPC.
 
 Run as a process (`python -m benchmarks.relay`). An agent has one bidirectional stream: what users say goes to it as
-events of Attach, each in a frame of its own; what it says comes on the same stream in frames of Deliver, many messages
-a frame, and is written to their sockets. There is no token, no acknowledgement, no receipt, no outbox, no record, and a
+events of Attach, each in a frame of its own, or, with `--gather`, all in one that came while the frame before was
+written; what it says comes on the same stream in frames of Deliver, many messages a frame, and is written to their
+sockets. There is no token, no acknowledgement, no receipt, no outbox, no record, and a
 name is believed. One agent, attached before the users come.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -30,13 +32,16 @@ else:
 SERVICE: Final = "benchmarks.Relay"
 ATTACH: Final = f"/{SERVICE}/Attach"
 BACKLOG: Final = 1_024
+GATHER: Final = "--gather"
+MAX_FRAME_EVENTS: Final = 100
 Event = agent_pb.AttachResponse.Event
 
 
 class Relay:
     """The sockets by name, and what the agent has yet to be told."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_frame_events: int) -> None:
+        self._max_frame_events = max_frame_events
         self._sockets: dict[str, ServerConnection] = {}
         self._events: asyncio.Queue[Event] = asyncio.Queue()
 
@@ -58,7 +63,10 @@ class Relay:
         reading = asyncio.create_task(self._read_answers(call))
         try:
             while not reading.done():
-                await call.write(agent_pb.AttachResponse(event=await self._events.get()))
+                events = [await self._events.get()]
+                while len(events) < self._max_frame_events and not self._events.empty():
+                    events.append(self._events.get_nowait())
+                await call.write(_frame_of(events))
         finally:
             reading.cancel()
 
@@ -70,6 +78,12 @@ class Relay:
             else:
                 for item in request.messages.items:
                     await self._sockets[lanes[item.lane]].send(item.message.payload, text=True)
+
+
+def _frame_of(events: list[Event]) -> agent_pb.AttachResponse:
+    if len(events) == 1:
+        return agent_pb.AttachResponse(event=events[0])
+    return agent_pb.AttachResponse(events=agent_pb.AttachResponse.Events(items=events))
 
 
 def grpc_server(relay: Relay) -> grpc.aio.Server:
@@ -86,7 +100,7 @@ def grpc_server(relay: Relay) -> grpc.aio.Server:
 
 async def main() -> None:
     """Serve on free loopback ports, say which, and go on until killed."""
-    relay = Relay()
+    relay = Relay(MAX_FRAME_EVENTS if GATHER in sys.argv else 1)
     async with serve(
         relay.connected, "127.0.0.1", 0, compression=None, ping_interval=PING_INTERVAL_S, backlog=BACKLOG
     ) as websockets:

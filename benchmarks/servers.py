@@ -172,9 +172,9 @@ async def running_floor() -> AsyncIterator[Server]:
 
 
 @asynccontextmanager
-async def running_relay() -> AsyncIterator[Server]:
+async def running_relay(*options: str) -> AsyncIterator[Server]:
     """The floor of what goes through an agent, until the block ends."""
-    async with _running([sys.executable, "-m", "benchmarks.relay"], FloorDialect()) as server:
+    async with _running([sys.executable, "-m", "benchmarks.relay", *options], FloorDialect()) as server:
         yield server
 
 

@@ -61,7 +61,7 @@ WORKS: Final = {
     "stalled": Work(
         stalled.stalled, "memory of those who do not read, and others' time beside them", 0.5, 2 * stalled.READERS
     ),
-    "agent-round": Work(agent_round.agent_round, "how long an agent's first word takes", 1.4),
+    "agent-round": Work(agent_round.agent_round, "how long an agent's first word takes", 2.0),
     "token-streams": Work(
         token_streams.token_streams,
         "CPU of an agent's tokens to many, and how many there may be",

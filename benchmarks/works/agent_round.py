@@ -13,19 +13,25 @@ import grpc
 from benchmarks.agents import Agent, SidecarAgent, attached
 from benchmarks.asking import AskingClient, Rounds, SidecarAskingClient
 from benchmarks.measure import Comparison, Window, compare, median_cost, waits_at, window
+from benchmarks.relay import GATHER
 from benchmarks.results import Pace, Result, compared
 from benchmarks.servers import AGENTS, RunFailed, Server, running_relay, running_sidecar
 from benchmarks.sockets import Crowd, Tally
 from benchmarks.works.plan import Plan
+from sidecar_client.agent_stream import MAX_FRAME_EVENTS
 
 USERS: Final = 50
 ROUNDS: Final = 2_000
 ROUNDS_ALONE: Final = 100
+TOLD_TRIPLES: Final = 7
+"""So many where it is to be told only."""
 PAUSE_S: Final = 0.01
 """Between the rounds of one who is alone: everything has come to rest, and no socket sends 100 frames a second."""
 
 WINDOW_TIMEOUT_S: Final = 120.0
 MANY = f"Agent, {USERS} users, 1 message in flight each"
+SINGLE = f"Agent that takes one event a frame, {USERS} users"
+GATHERING = f"Agent, {USERS} users, beside a relay that gathers events too"
 ALONE = f"Agent, 1 user, a message every {PAUSE_S * 1e3:.0f} ms"
 WHAT = "message to the answer's first chunk"
 
@@ -68,24 +74,39 @@ class Company:
 
 
 async def agent_round(plan: Plan) -> list[Result]:
-    """Many users at once, then one of them alone; the relay and the sidecar in turn, each with an agent attached."""
+    """Many users at once, then one of them alone; the relay and the sidecar in turn, each with an agent attached.
+
+    Then what is in that: the sidecar with an agent that takes one event a frame, and a relay that gathers them as well.
+    """
     async with (
         company(running_relay(), AskingClient) as floor,
         company(running_sidecar(settings=AGENTS), SidecarAskingClient) as ours,
     ):
-        many = await _compare(plan, floor, ours, USERS, plan.count(ROUNDS), 0.0)
-        alone = await _compare(plan, floor, ours, 1, plan.count(ROUNDS_ALONE), PAUSE_S)
+        many = await _compare(plan.triples(), floor, ours, USERS, plan.count(ROUNDS))
+        alone = await _compare(plan.triples(), floor, ours, 1, plan.count(ROUNDS_ALONE), PAUSE_S)
+    async with (
+        company(running_relay(), AskingClient) as floor,
+        company(running_sidecar(settings=AGENTS), SidecarAskingClient, max_frame_events=1) as ours,
+    ):
+        single = await _compare(plan.triples(TOLD_TRIPLES), floor, ours, USERS, plan.count(ROUNDS))
+    async with (
+        company(running_relay(GATHER), AskingClient) as floor,
+        company(running_sidecar(settings=AGENTS), SidecarAskingClient) as ours,
+    ):
+        gathering = await _compare(plan.triples(TOLD_TRIPLES), floor, ours, USERS, plan.count(ROUNDS))
     return [
         *_lines("agent-round", MANY, many),
         *_lines("agent-round-alone", ALONE, alone),
+        *_lines("agent-round-single", SINGLE, single),
+        *_lines("agent-round-gathering", GATHERING, gathering),
     ]
 
 
 async def _compare(
-    plan: Plan, floor: Company, ours: Company, users: int, rounds: int, pause_s: float
+    triples: int, floor: Company, ours: Company, users: int, rounds: int, pause_s: float = 0.0
 ) -> Comparison[Window]:
     return await compare(
-        plan.triples(), lambda: floor.measure(users, rounds, pause_s), lambda: ours.measure(users, rounds, pause_s)
+        triples, lambda: floor.measure(users, rounds, pause_s), lambda: ours.measure(users, rounds, pause_s)
     )
 
 
@@ -116,15 +137,20 @@ async def loaded(server: Server, plan: Plan) -> AsyncIterator[Callable[[], Await
 
 @asynccontextmanager
 async def company(
-    running: AbstractAsyncContextManager[Server], client: type[AskingClient], users: int = USERS
+    running: AbstractAsyncContextManager[Server],
+    client: type[AskingClient],
+    users: int = USERS,
+    max_frame_events: int = MAX_FRAME_EVENTS,
 ) -> AsyncIterator[Company]:
     """A server with an agent, which knows of every user, and has a lane to each."""
-    async with running as server, with_agent(server, client, users) as its_company:
+    async with running as server, with_agent(server, client, users, max_frame_events) as its_company:
         yield its_company
 
 
 @asynccontextmanager
-async def with_agent(server: Server, client: type[AskingClient], users: int = USERS) -> AsyncIterator[Company]:
+async def with_agent(
+    server: Server, client: type[AskingClient], users: int = USERS, max_frame_events: int = MAX_FRAME_EVENTS
+) -> AsyncIterator[Company]:
     """The same of a server that runs already."""
     members: list[AskingClient] = []
 
@@ -134,7 +160,7 @@ async def with_agent(server: Server, client: type[AskingClient], users: int = US
 
     async with (
         grpc.aio.insecure_channel(server.grpc_target) as channel,
-        attached(server, channel) as agent,
+        attached(server, channel, max_frame_events) as agent,
     ):
         crowd = Crowd(server, made)
         await crowd.join([f"user-{number}" for number in range(users)])

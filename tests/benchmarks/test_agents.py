@@ -13,17 +13,22 @@ import pytest
 from benchmarks.agents import CREDITS, LaneMessage, SidecarAgent, answer_frames, answer_to, taking_frames
 from benchmarks.asking import AskingClient, Rounds, SidecarAskingClient, question
 from benchmarks.load import PAYLOAD_BYTES, opening_frame
+from benchmarks.relay import GATHER
 from benchmarks.servers import AGENTS, Route, RunFailed, Server, running_relay, running_sidecar
 from benchmarks.sockets import Crowd, Opcode, Tally, client_frame
 from benchmarks.works.agent_round import company
 from sidecar.api.v1 import agent_service_pb2 as agent_pb
 from sidecar.api.v1 import delivery_service_pb2 as pb
 from sidecar.api.v1 import types_pb2 as types
-from sidecar_client.agent_stream import GATHER_UP_TO
+from sidecar_client.agent_stream import GATHER_UP_TO, MAX_FRAME_EVENTS
 
 Running = Callable[[], AbstractAsyncContextManager[Server]]
 Event = agent_pb.AttachResponse.Event
-SIDES = [(running_relay, AskingClient), (lambda: running_sidecar(settings=AGENTS), SidecarAskingClient)]
+SIDES = [
+    (running_relay, AskingClient),
+    (lambda: running_relay(GATHER), AskingClient),
+    (lambda: running_sidecar(settings=AGENTS), SidecarAskingClient),
+]
 OPENED = Event(delivery_id="d-1", isolation_key="k", context_token="t", opened=agent_pb.AttachResponse.Opened())
 ASKED = Event(
     delivery_id="d-2",
@@ -32,7 +37,7 @@ ASKED = Event(
 )
 
 
-@pytest.mark.parametrize(("running", "client"), SIDES, ids=["relay", "sidecar"])
+@pytest.mark.parametrize(("running", "client"), SIDES, ids=["relay", "gathering", "sidecar"])
 async def test_every_round_is_asked_answered_and_timed(running: Running, client: type[AskingClient]) -> None:
     async with company(running(), client, users=3) as among:
         measured = await among.measure(3, 30)
@@ -80,7 +85,7 @@ def told(*events: Event) -> list[agent_pb.AttachResponse]:
 
 
 def agent(events: Any, answers: Any) -> SidecarAgent:
-    return SidecarAgent(events, answers)
+    return SidecarAgent(events, answers, MAX_FRAME_EVENTS)
 
 
 async def work(of: SidecarAgent, until: Callable[[], bool] = lambda: False) -> None:
@@ -101,6 +106,14 @@ async def test_an_agent_opens_a_lane_answers_there_and_acknowledges() -> None:
     assert (answer.lane, answer.message.payload, answer.message.reply_to) == (0, b'"what?"', "q-7")
     taken = [agent_pb.AttachRequest.FromString(frame).acknowledge.delivery_ids for frame in events.written]
     assert [each for some in taken for each in some] == ["d-1", "d-2"]
+
+
+async def test_the_events_of_one_frame_are_answered_in_one() -> None:
+    frame = agent_pb.AttachResponse(events=agent_pb.AttachResponse.Events(items=[OPENED, *[ASKED] * 3]))
+    events, answers = Stream(frame), Stream()
+    at_work = agent(events, answers)
+    await work(at_work, lambda: len(answers.written) == 2)
+    assert len(pb.DeliverRequest.FromString(answers.written[1]).messages.items) == at_work.asked == 3
 
 
 async def test_acknowledgements_gather_as_the_clients_do() -> None:

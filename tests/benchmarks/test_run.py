@@ -23,13 +23,16 @@ CLIENTS = [
     if SERVICE in language.sides
     for figure in ("", "-share")
 ]
-TOLD = {"crowd-spread", "sqlite-silent", "resume-sqlite", "token-streams-held"} | (set(CLIENTS) - TARGETS.keys())
+ROUNDS = [
+    f"agent-round{way}-{quantile}" for way in ("", "-alone", "-single", "-gathering") for quantile in ("p50", "p99")
+]
+TOLD = {"crowd-spread", "sqlite-silent", "resume-sqlite", "token-streams-held"} | ({*CLIENTS, *ROUNDS} - TARGETS.keys())
 RESULTS = {
     "start": ["start", "idle-rss"],
     "crowd": ["crowd-active", "crowd-spread", "crowd-memory"],
     "sqlite": ["sqlite", "sqlite-rate", "sqlite-silent", "sqlite-silent-rate"],
     "resume": ["resume", "resume-sqlite"],
-    "agent-round": ["agent-round-p50", "agent-round-p99", "agent-round-alone-p50", "agent-round-alone-p99"],
+    "agent-round": ROUNDS,
     "token-streams": ["token-streams", "token-streams-held"],
     "clients": CLIENTS,
     "stalled": ["stalled-memory", "stalled-beside"],
