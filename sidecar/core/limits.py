@@ -53,8 +53,10 @@ class TokenBucket:
 
     def take(self, now: float, amount: float = 1.0) -> float:
         """Take `amount` and return 0.0, or take nothing and return the seconds until it may be had."""
-        level = min(self._burst, self._level + (now - self._seen) * self._rate)
+        level = self._level + (now - self._seen) * self._rate
         self._seen = now
+        if level > self._burst:  # noqa: PLR1730 - `min` would be a call more for each frame of a client
+            level = self._burst
         if level < amount:
             self._level = level
             return (amount - level) / self._rate

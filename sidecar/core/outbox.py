@@ -92,7 +92,8 @@ class Outbox:
         # not constant time.
         # Made with the first message: empty they would be a tenth of what an idle context takes up.
         self._ordinary: deque[OutboxEntry] | None = None
-        # Nearly every message has the default ttl and so expires in the order it came; the others go on the heap.
+        # Nearly every message has the default ttl and so expires in the order it came; the others go on the heap. Until
+        # there is one of those this is None: what it would hold is what `_ordinary` does.
         self._in_time: deque[OutboxEntry] | None = None
         self._deadlines: list[tuple[float, int, OutboxEntry]] = []
         self._gaps = Gaps()
@@ -138,13 +139,16 @@ class Outbox:
         else:
             entry = OutboxEntry(sequence, frame, size, now + (self.limits.ttl_s if ttl_s is None else ttl_s), False)
             self.ordinary_bytes += size
-            if self._ordinary is None or self._in_time is None:
-                self._ordinary, self._in_time = deque(), deque()
-            self._ordinary.append(entry)
-            if ttl_s is None:
-                self._in_time.append(entry)
-            else:
+            ordinary, in_time = self._ordinary, self._in_time
+            if ordinary is None:
+                ordinary = self._ordinary = deque()
+            if ttl_s is not None:
+                if in_time is None:
+                    self._in_time = ordinary.copy()
                 heappush(self._deadlines, (entry.expires_at, sequence, entry))
+            elif in_time is not None:
+                in_time.append(entry)
+            ordinary.append(entry)
         self.entries[sequence] = entry
         return entry
 
@@ -238,8 +242,8 @@ class Outbox:
     def drop_expired(self, now: float) -> int:
         """Drop every ordinary message whose time is over. Returns the bytes set free."""
         before = self.ordinary_bytes
-        while self._in_time and self._in_time[0].expires_at <= now:
-            entry = self._in_time[0]
+        while (in_time := self._by_expiry()) and in_time[0].expires_at <= now:
+            entry = in_time[0]
             # Its append is on its way, or it was promised; the writer looks at its time again.
             if entry.sequence > self.confirmed or (self.promised and self.is_promised(entry.sequence)):
                 break
@@ -255,8 +259,8 @@ class Outbox:
 
     def next_expiry(self) -> float:
         """When `drop_expired` may next have work, monotonic seconds; may be early, never late; inf for never."""
-        in_time = self._in_time[0].expires_at if self._in_time else inf
-        return min(in_time, self._deadlines[0][0] if self._deadlines else inf)
+        in_time = self._by_expiry()
+        return min(in_time[0].expires_at if in_time else inf, self._deadlines[0][0] if self._deadlines else inf)
 
     def gap_at(self, sequence: int) -> Hole:
         """The hole from `sequence` on, to be announced."""
@@ -338,9 +342,13 @@ class Outbox:
         else:
             self.ordinary_bytes -= entry.size
 
+    def _by_expiry(self) -> deque[OutboxEntry] | None:
+        """Those with the default ttl, in the order in which they expire."""
+        return self._ordinary if self._in_time is None else self._in_time
+
     def _compact(self, most: int | None = None) -> None:
         ordinary, in_time = self._ordinary, self._in_time
-        if ordinary is None or in_time is None:
+        if ordinary is None:
             return
         while ordinary and not ordinary[0].kept:
             ordinary.popleft()
@@ -349,7 +357,7 @@ class Outbox:
         most = 2 * len(self.entries) + 64 if most is None else most
         if len(ordinary) > most:
             self._ordinary = deque(entry for entry in ordinary if entry.kept)
-        if len(in_time) > most:
+        if in_time and len(in_time) > most:
             self._in_time = deque(entry for entry in in_time if entry.kept)
         if len(self._deadlines) > most:
             self._deadlines = [item for item in self._deadlines if item[2].kept]

@@ -18,15 +18,17 @@ if TYPE_CHECKING:
 
 
 _CHARACTERS: Final = tuple(map(chr, range(256)))
+_CONTINUED: Final = tuple(chr(low | 0x80) for low in range(0x80))
+"""Seven bits with more to come."""
 
 
 def varint(value: int) -> str:
     """A number that is not negative, seven bits a character, lowest first."""
-    text = ""
-    while value > 0x7F:
-        text += _CHARACTERS[value & 0x7F | 0x80]
-        value >>= 7
-    return text + _CHARACTERS[value]
+    if value < 0x80:
+        return _CHARACTERS[value]
+    if value < 0x4000:
+        return _CONTINUED[value & 0x7F] + _CHARACTERS[value >> 7]
+    return _CONTINUED[value & 0x7F] + varint(value >> 7)
 
 
 _this_second: Final = lru_cache(maxsize=2)(varint)

@@ -135,13 +135,15 @@ def short_text(data: bytes | bytearray, longest: int) -> bytes | None:
 
     Final, without reserved bits, masked, its length in one or three bytes (RFC 6455 §5.2). None for all else.
     """
-    if len(data) < 6 or data[0] != _FINAL_TEXT or not data[1] & _MASKED:
+    size = len(data)
+    if size < 6 or data[0] != _FINAL_TEXT:
         return None
     length, head = data[1] - _MASKED, 6
-    if length == _LENGTH_FOLLOWS:
+    if length >= _LENGTH_FOLLOWS:
+        if length > _LENGTH_FOLLOWS:  # in nine bytes
+            return None
         length, head = data[2] << 8 | data[3], 8
-    elif length > _LENGTH_FOLLOWS:  # in nine bytes
+    # One that is not masked has a length below 0 here.
+    if size != head + length or length > longest:
         return None
-    if length > longest or len(data) != head + length:
-        return None
-    return apply_mask(bytes(data[head:]), bytes(data[head - 4 : head]))
+    return apply_mask(data[head:], data[head - 4 : head])

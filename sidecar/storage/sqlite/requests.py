@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sidecar.core.outbox import OutboxEntry
     from sidecar.core.ports import Confirmed
     from sidecar.core.stored import MessageIdentity, RestoredContext, StoredContext, StoredState
+    from sidecar.storage.sqlite.batch import Batch
     from sidecar.storage.sqlite.sealing import Seal
 
 NOTHING: Final = 0
@@ -36,6 +37,14 @@ class Context:
         self.identities: dict[int, int] = {}
         self.disposed = False
         self.kept = False
+
+    def release(self, sequences: Iterable[int], upkeep: Batch) -> None:
+        """The rows of these messages go with that batch, or what is in them does where a repeat is still recognised."""
+        frames, identities = self.frames, self.identities
+        for sequence in sequences:
+            row = frames.pop(sequence, None)
+            if row is not None:
+                (upkeep.cleared if sequence in identities else upkeep.deleted).append(row)
 
 
 class Creation(NamedTuple):

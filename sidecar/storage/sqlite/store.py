@@ -182,7 +182,7 @@ class SqliteOutboxStore:
         """Its row goes before long, unless a repeat of it is still recognised."""
         context = self._contexts.get(isolation_key)
         if context is not None:
-            self._release(context, -number)
+            context.release((-number,), self._upkeep)
             self._flush_later(FLUSH_S)
 
     def changed(self, isolation_key: str) -> None:
@@ -246,10 +246,11 @@ class SqliteOutboxStore:
     def _take(self, batch: Batch) -> list[Request]:
         """Move requests into the batch, in order; those that cannot succeed are answered at once."""
         taken: list[Request] = []
+        requests, messages = self._requests, batch.messages
         size, row = 0, self._next_message
         batch.first_row = row
-        while self._requests and len(taken) < MAX_BATCH_MESSAGES and size < MAX_BATCH_BYTES:
-            request = self._requests.popleft()
+        while requests and len(taken) < MAX_BATCH_MESSAGES and size < MAX_BATCH_BYTES:
+            request = requests.popleft()
             if isinstance(request, Creation):
                 if request.context.disposed:
                     self._answer(request.confirmed, Unavailable(ErrorReason.STORAGE_UNAVAILABLE))
@@ -263,7 +264,7 @@ class SqliteOutboxStore:
                 self._answer(confirmed, Unavailable(ErrorReason.STORAGE_UNAVAILABLE))
                 continue
             taken.append(request)
-            batch.messages.append(request)
+            messages.append(request)
             context.expected += sequence > 0
             context.frames[sequence] = row
             if identity is not None:
@@ -289,9 +290,9 @@ class SqliteOutboxStore:
         if error is None:
             self._free(batch)
             with self._writes:  # what one commit confirms
+                for creation in batch.contexts:
+                    creation.context.kept = True
                 for request in taken or ():
-                    if isinstance(request, Creation):
-                        request.context.kept = True
                     self._answer(request.confirmed, None)
             if self._requests or self._flush_due or self._upkeep.asks:
                 self._hand_over()
@@ -378,16 +379,9 @@ class SqliteOutboxStore:
             assert context.state is not None
             state = context.state()
             self._upkeep.states.append(NewState(context.id, context.seal, state))
-            for sequence in range(context.released + 1, state.released + 1):
-                self._release(context, sequence)
+            context.release(range(context.released + 1, state.released + 1), self._upkeep)
             context.released = max(context.released, state.released)
-            for sequence in state.dropped:
-                self._release(context, sequence)
-
-    def _release(self, context: Context, sequence: int) -> None:
-        row = context.frames.pop(sequence, None)
-        if row is not None:
-            (self._upkeep.cleared if sequence in context.identities else self._upkeep.deleted).append(row)
+            context.release(state.dropped, self._upkeep)
 
     def _truncate_later(self, delay_s: float) -> None:
         if self._loop is not None and self._truncate_timer is None:
