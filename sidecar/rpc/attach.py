@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import grpc
@@ -44,6 +46,7 @@ MAX_CREDITS: Final = 1_000_000
 MAX_FRAME_EVENTS: Final = 100
 MAX_FRAME_BYTES: Final = 256 * 1024
 """Of a frame of several events; one that is larger comes alone."""
+MAX_MINTED_AT_ONCE: Final = 100
 MAX_TOKENS: Final = 10_000
 """Of contexts that one worker was given events of, kept for their next event."""
 
@@ -259,7 +262,7 @@ class AttachStream:
             if told is None:
                 continue
             if event is None:  # a token has to be recorded first: what was ready did not wait for that
-                event = _event_of(told, (await self._answerable(told.context)).fields)
+                event = _event_of(told, (await self._answerable(told.context, worker)).fields)
             ready.append(event)
             size += len(event)
 
@@ -279,29 +282,29 @@ class AttachStream:
             return None
         return known
 
-    async def _answerable(self, context: UserExecutionContext) -> _Answerable:
-        """What every event of the context carries from now on, and the token to answer with."""
-        token = await self._mint(context)
-        renew_at = token.expires_at - self._tokens.ttl_s / 2
-        made = self._minted[context.isolation_key] = _Answerable(token, renew_at, _fields_of(context, token.text))
-        if len(self._minted) > MAX_TOKENS:
-            self._minted.popitem(last=False)
-        return made
+    async def _answerable(self, context: UserExecutionContext, worker: AgentWorker) -> _Answerable:
+        """What every event of the context carries from now on: a token to answer with, minted with its record first.
 
-    async def _mint(self, context: UserExecutionContext) -> ContextToken:
-        """Again, should the service's scopes be others by the time that the record is written."""
+        The contexts that come next have theirs by the same write of the audit trail: a worker that has just attached is
+        told of many. Again, should the service's scopes be others by the time that it is written.
+        """
+        coming = (queue.context for queue in islice(worker.ready, MAX_MINTED_AT_ONCE - 1) if not queue.ended)
+        contexts = [context, *(each for each in coming if each is not context and self._known(each) is None)]
         while True:
             service = self._service
-            token = self._tokens.mint(context, service.scopes)
-            fields = {
-                "token_id": token.token_id,
-                "family": token.family,
-                "service": service.name,
-                "scopes": " ".join(sorted(service.scopes)),
-            }
-            await self._audit.grant(AuditRecord(AuditEvent.TOKEN_MINTED, context, fields))
+            tokens = [self._tokens.mint(each, service.scopes) for each in contexts]
+            await self._audit.grant(*map(partial(_minted_record, service), contexts, tokens))
             if service.scopes == self._service.scopes:
-                return token
+                break
+        half_s = self._tokens.ttl_s / 2
+        made = {
+            each.isolation_key: _Answerable(token, token.expires_at - half_s, _fields_of(each, token.text))
+            for each, token in zip(contexts, tokens, strict=True)
+        }
+        self._minted |= made
+        while len(self._minted) > MAX_TOKENS:
+            self._minted.popitem(last=False)
+        return made[context.isolation_key]
 
     def _fields(self, worker: AgentWorker) -> dict[str, AuditValue]:
         return {
@@ -337,6 +340,16 @@ def _fields_of(context: UserExecutionContext, context_token: str = "") -> bytes:
     return pb.AttachResponse.Event(
         isolation_key=context.isolation_key, context_token=context_token, context=user_context(context)
     ).SerializeToString()
+
+
+def _minted_record(service: ServiceIdentity, context: UserExecutionContext, token: ContextToken) -> AuditRecord:
+    fields = {
+        "token_id": token.token_id,
+        "family": token.family,
+        "service": service.name,
+        "scopes": " ".join(sorted(service.scopes)),
+    }
+    return AuditRecord(AuditEvent.TOKEN_MINTED, context, fields)
 
 
 def _parsed(data: bytes) -> pb.AttachRequest:

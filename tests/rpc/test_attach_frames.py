@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sidecar.core.ports import AuditEvent
-from sidecar.rpc.attach import MAX_FRAME_BYTES, MAX_FRAME_EVENTS
+from sidecar.rpc.attach import MAX_FRAME_BYTES, MAX_FRAME_EVENTS, MAX_MINTED_AT_ONCE
 from tests.rpc.rig import Client, Rig
 from tests.rpc.workers import Worker, announce, attached, registration, say, summaries
 
@@ -96,18 +96,20 @@ async def test_each_event_of_a_frame_uses_a_credit_and_a_cancel_none(rig: Rig) -
 
 
 async def test_those_of_a_frame_that_are_not_acknowledged_come_again_marked(rig: Rig) -> None:
-    worker = await attached(rig, registration(ack_timeout_s=30.0, max_frame_events=MANY))
+    worker = await attached(rig, registration(credits_=5, ack_timeout_s=30.0, max_frame_events=MANY))
     await known(rig, worker, rig.alice)
     for number in range(4):
         say(rig, rig.alice, f"m-{number}")
     events = await worker.frame_of("events")
     await worker.acknowledge(events[0], events[2])
-    say(rig, rig.carol)  # by then the acknowledgement was read, which came before this one's
-    await worker.acknowledge(await worker.event("message"))
+    await worker.credit(1)
+    say(rig, rig.alice, "m-4")
+    events += await worker.frame_of("event")  # so the acknowledgement was read, which came before the credit
     rig.tick(30.0)
+    await worker.credit(MANY)
     again = await worker.frame_of("events")
-    assert summaries(again) == ["*alice m-1", "*alice m-3"]
-    assert [each.delivery_id for each in again] == [events[1].delivery_id, events[3].delivery_id]
+    assert summaries(again) == ["*alice m-1", "*alice m-3", "*alice m-4"]
+    assert [each.delivery_id for each in again] == [events[place].delivery_id for place in (1, 3, 4)]
 
 
 async def test_a_worker_that_is_lost_leaves_a_whole_frame_to_another(rig: Rig) -> None:
@@ -124,6 +126,7 @@ async def test_a_worker_that_is_lost_leaves_a_whole_frame_to_another(rig: Rig) -
 async def test_what_is_ready_does_not_wait_for_another_contexts_token(rig: Rig) -> None:
     worker = await attached(rig, registration(max_frame_events=MANY))
     await known(rig, worker, rig.alice)
+    before = len(await rig.records(AuditEvent.TOKEN_MINTED))
     rig.disk.hold()
     say(rig, rig.alice, "m-1")
     say(rig, rig.alice, "m-2")
@@ -132,7 +135,36 @@ async def test_what_is_ready_does_not_wait_for_another_contexts_token(rig: Rig) 
     assert summaries(await worker.frame_of("event")) == ["alice m-1"]
     rig.disk.release()
     assert summaries(await worker.frame_of("events")) == ["carol m-1", "alice m-2"]
-    assert len(await rig.records(AuditEvent.TOKEN_MINTED)) >= 2
+    assert [record["user_id"] for record in (await rig.records(AuditEvent.TOKEN_MINTED))[before:]] == ["carol"]
+
+
+async def test_contexts_that_are_told_of_together_have_their_tokens_by_one_record_each_and_one_wait(rig: Rig) -> None:
+    worker = await attached(rig, registration(max_frame_events=MANY))
+    before = len(await rig.records(AuditEvent.TOKEN_MINTED))
+    people = [rig.alice, rig.carol, *(rig.connect(f"user-{number}") for number in range(MAX_MINTED_AT_ONCE))]
+    announce(rig, *people)
+    events = [*await worker.frame_of("events"), *await worker.frame_of("events")]
+    assert [each.isolation_key for each in events] == [each.key for each in people]
+    assert all(rig.tokens.verify(each.context_token).isolation_key == each.isolation_key for each in events)
+    records = (await rig.records(AuditEvent.TOKEN_MINTED))[before:]
+    assert [record["token_id"] for record in records] == [
+        rig.tokens.verify(each.context_token).token_id for each in events
+    ]
+    assert [record["user_id"] for record in records] == [each.context.user_id for each in events]
+
+
+async def test_a_context_that_is_over_has_no_token_minted_for_what_is_not_said(rig: Rig) -> None:
+    first = await attached(rig, registration(max_frame_events=MANY))
+    announce(rig, rig.alice, rig.carol)
+    alice, carol = await first.frame_of("events")
+    await first.acknowledge(carol)
+    await first.finish()
+    rig.carol.manager.end("revoked", None, rig.at())
+    before = len(await rig.records(AuditEvent.TOKEN_MINTED))
+    second = await attached(rig, registration(max_frame_events=MANY))
+    assert summaries(again := await second.frame_of("events")) == ["*alice opened", "carol closed"]
+    assert again[0].delivery_id == alice.delivery_id
+    assert [record["user_id"] for record in (await rig.records(AuditEvent.TOKEN_MINTED))[before:]] == ["alice"]
 
 
 async def test_the_end_of_a_context_comes_behind_its_messages_and_without_a_token(rig: Rig) -> None:
