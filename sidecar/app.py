@@ -54,6 +54,7 @@ logger = structlog.get_logger("sidecar")
 TICK_S: Final = 1.0
 PRUNE_EVERY_TICKS: Final = 60
 END_SLICE: Final = 1_000
+_STOPPED: Final = "sidecar_stopped"
 PYTHONS_COLLECTOR: Final = (700, 10, 10)
 COLLECTOR: Final = (700, 2, 50)
 """Thresholds of the garbage collector: each third look at the youngest is one at the young, so that none takes long."""
@@ -177,13 +178,18 @@ class Sidecar:
         self._hurry.set()
 
     async def stop(self) -> None:
-        """Drain → sockets closed → calls answered → contexts ended, unless their store outlives it → files closed."""
+        """Drain → sockets closed → calls answered → contexts ended, unless their store outlives it → files closed.
+
+        Agents are told of those ends before their calls are over.
+        """
         was_ready = self._ready or self._draining is not None
         if was_ready:
             self.drain()
             await self.drained.wait()
         if self.ws is not None:
             await self.ws.close()
+        if not self.factory.survives:
+            await self._tell_agents()
         await self.rpc.close(grace_s=1.0)
         if not self.factory.survives:
             await self._end_contexts()
@@ -260,10 +266,18 @@ class Sidecar:
             randomness=random_hexadecimal,
         )
 
+    async def _tell_agents(self) -> None:
+        """Agents hear of the end of every context while they are attached: it ends with this process."""
+        at = self._clock.now()
+        for place, manager in enumerate(tuple(self.factory)):
+            manager.conversation.end(0, _STOPPED, at)
+            if place % END_SLICE == END_SLICE - 1:
+                await asyncio.sleep(0)
+
     async def _end_contexts(self) -> None:
         """End every context, no faster than their records can be written."""
         close = catalogued(CloseCode.RESTART)
-        while self.factory.end_all(close, "sidecar_stopped", self._clock.now(), most=END_SLICE):
+        while self.factory.end_all(close, _STOPPED, self._clock.now(), most=END_SLICE):
             with suppress(Unavailable):
                 await self.audit.grant()
 
@@ -338,8 +352,6 @@ async def _serve(sidecar: Sidecar, development: Development | None) -> int:
             sidecar.hurry()
         elif sidecar.serving:
             sidecar.drain()
-        else:
-            sidecar.drained.set()
         stop_asked.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -350,6 +362,8 @@ async def _serve(sidecar: Sidecar, development: Development | None) -> int:
     gc.freeze()  # what is there now stays: the collector need not walk through it for what comes and goes
     if development is not None:
         print(development.announcement(), flush=True)  # noqa: T201 - what a person at a terminal is to open
+    if stop_asked.is_set():  # while it started
+        sidecar.drain()
     await sidecar.drained.wait()
     # A disk that hangs must not keep the process beyond its grace: what is left then is left as a crash leaves it.
     last_resort = threading.Timer(sidecar.grace_left_s(), os._exit, (1,))

@@ -197,7 +197,12 @@ class LimitSettings(_Section):
     )
     max_message_bytes: int = Field(default=262_144, ge=1, le=64 * MIB, description="Bytes of one payload to a client.")
     max_inbound_bytes: int = Field(
-        default=65_536, ge=1024, le=16 * MIB, description="Bytes of one message from a client."
+        # As JSON is written anew, [1e15] and its like grow fourfold, and gRPC's clients receive at most 4 MiB by
+        # default: an event that no worker can read would go from one to the next, and end them all.
+        default=65_536,
+        ge=1024,
+        le=MIB,
+        description="Bytes of one message from a client.",
     )
     queued_bytes_per_user: int = Field(
         default=16 * MIB,

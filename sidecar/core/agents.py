@@ -6,12 +6,11 @@ does not acknowledge in time, or held when it was lost, is sent again, marked, i
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from hashlib import blake2b
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
+from sidecar.core.agent_service import AgentService
 from sidecar.core.deliveries import Cancelled, Closing, ContextQueue, Delivery, EventKind, InboundMessage
 from sidecar.core.errors import AlreadyExists, ErrorReason, ResourceExhausted, Unavailable
 from sidecar.core.message import MESSAGE_OVERHEAD_BYTES
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from sidecar.core.identity import UserExecutionContext, UserIdentity
     from sidecar.core.message import Instant
     from sidecar.core.ports import Randomness
-    from sidecar.core.workers import AgentWorker, Tenants
+    from sidecar.core.workers import AgentWorker
 
 MAX_CLOSED: Final = 10_000
 """Contexts that have ended and of which one service has yet to acknowledge something; the oldest are dropped."""
@@ -35,27 +34,6 @@ MAX_COMINGS: Final = 16
 _COMINGS: Final = (EventKind.AWAY, EventKind.BACK)
 
 
-class _Service:
-    __slots__ = ("deliveries", "ended", "left_at", "name", "queues", "tenants", "workers")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.workers: dict[str, AgentWorker] = {}
-        self.queues: dict[str, ContextQueue] = {}
-        self.deliveries: dict[str, Delivery] = {}
-        self.ended: OrderedDict[ContextQueue, float] = OrderedDict()
-        """The queues of contexts that have ended, and when."""
-        self.left_at = 0.0
-        self.tenants: Tenants = frozenset()
-        """What its last worker might have, once there is none."""
-
-    def may_have(self, tenant_id: str) -> bool:
-        """Whether its workers, or the last it had, may have to do with that tenant."""
-        if self.workers:
-            return any(worker.allows(tenant_id) for worker in self.workers.values())
-        return self.tenants is None or tenant_id in self.tenants
-
-
 class AgentRegistry:
     """See the module. `max_inbound` bounds the messages of one context that no service has acknowledged."""
 
@@ -63,7 +41,7 @@ class AgentRegistry:
         self._prefix = f"d-{randomness(6)}-"
         self._numbers = count(1)
         self._max_inbound = max_inbound
-        self._services: dict[str, _Service] = {}
+        self._services: dict[str, AgentService] = {}
         self._user_bytes: dict[UserIdentity, int] = {}
 
     def __len__(self) -> int:
@@ -81,7 +59,9 @@ class AgentRegistry:
         service.workers[worker.worker_id] = worker
         for queue in tuple(service.queues.values()):
             if queue.worker is None:
-                self._assign(service, queue)
+                service.assign(queue)
+            else:
+                service.move_to_taker(queue)
 
     def unregister(self, worker: AgentWorker, at: Instant) -> None:
         """A worker is gone: what it held goes to others, marked where it was written. Idempotent."""
@@ -91,7 +71,7 @@ class AgentRegistry:
         if not service.workers:
             service.left_at, service.tenants = at.monotonic, worker.reach
         for queue in tuple(worker.queues):
-            self._move(service, queue, worker)
+            service.move(queue, worker)
         self._forget_absent(at.monotonic)
 
     def credit(self, worker: AgentWorker, amount: int) -> None:
@@ -114,17 +94,28 @@ class AgentRegistry:
         return taken
 
     def next(self, worker: AgentWorker, at: Instant) -> Delivery | None:
-        """What to write to that worker now, within its credits; None when there is nothing. Its time begins."""
-        if worker.credits <= 0 or not worker.ready:
+        """What to write to that worker now, within its credits; None when there is nothing. Its time begins.
+
+        Set `sent` on what is written.
+        """
+        if worker.credits <= 0:
             return None
-        queue = next(iter(worker.ready))
+        while True:
+            if not worker.ready:
+                return None
+            queue = next(iter(worker.ready))
+            message = queue.waiting[0].message
+            if message is None or worker.wants(queue.context.tenant_id, message.event_type):
+                break
+            if not self._services[worker.service_name].move_to_taker(queue):
+                break
         delivery = queue.waiting.popleft()
         if queue.waiting:
             worker.ready.move_to_end(queue)
         else:
             del worker.ready[queue]
         worker.credits -= 1
-        delivery.written = True
+        delivery.taken_up = True
         delivery.deadline = at.monotonic + worker.ack_timeout_s
         worker.sent[delivery.delivery_id] = delivery
         return delivery
@@ -133,7 +124,7 @@ class AgentRegistry:
         """Send again what was not acknowledged in time; forget what nobody will ask for any more."""
         for service in tuple(self._services.values()):
             for worker in tuple(service.workers.values()):
-                self._send_again(service, worker, at.monotonic)
+                service.send_again(worker, at.monotonic)
             self._forget_ended(service, at.monotonic)
         self._forget_absent(at.monotonic)
 
@@ -169,7 +160,8 @@ class AgentRegistry:
         queue = self._queue(service, context)
         size = len(message.payload) + MESSAGE_OVERHEAD_BYTES
         full = queue.messages + queue.reserved >= self._max_inbound
-        if full or self._user_bytes.get(queue.identity, 0) + size > MAX_USER_BYTES:
+        misplaced = queue.worker is not None and not service.has_taker(queue, message.event_type)
+        if full or misplaced or self._user_bytes.get(queue.identity, 0) + size > MAX_USER_BYTES:
             raise ResourceExhausted(ErrorReason.AGENT_BUSY, retry_after_s=1.0)
         queue.reserved += 1
         return queue
@@ -205,7 +197,7 @@ class AgentRegistry:
         if service.tenants is not None:
             service.tenants |= {context.tenant_id}
         delivery = Delivery(self._new_id(), self._queue(service, context), EventKind.MESSAGE, message, taken=taken)
-        delivery.redelivered = True
+        delivery.redelivered = delivery.sent = True
         self._add(service, delivery)
 
     def cancelled(self, context: UserExecutionContext, stream_id: str, message_id: str) -> None:
@@ -220,14 +212,14 @@ class AgentRegistry:
 
     # Who gets what
 
-    def _service(self, name: str, at: Instant | None = None) -> _Service:
+    def _service(self, name: str, at: Instant | None = None) -> AgentService:
         service = self._services.get(name)
         if service is None:
-            service = self._services[name] = _Service(name)
+            service = self._services[name] = AgentService(name)
             service.left_at = 0.0 if at is None else at.monotonic
         return service
 
-    def _taker(self, tenant_id: str, event: str) -> _Service | None:
+    def _taker(self, tenant_id: str, event: str) -> AgentService | None:
         for named in (event, None):
             for service in self._services.values():
                 for worker in service.workers.values():
@@ -235,7 +227,7 @@ class AgentRegistry:
                         return service
         return None
 
-    def _of_tenant(self, tenant_id: str) -> Iterator[_Service]:
+    def _of_tenant(self, tenant_id: str) -> Iterator[AgentService]:
         return (service for service in tuple(self._services.values()) if service.may_have(tenant_id))
 
     def _tell_all(self, context: UserExecutionContext, kind: EventKind) -> None:
@@ -248,18 +240,18 @@ class AgentRegistry:
             for delivery in comings[:-MAX_COMINGS]:
                 self._drop(service, delivery)
 
-    def _cancels_out(self, service: _Service, queue: ContextQueue) -> bool:
+    def _cancels_out(self, service: AgentService, queue: ContextQueue) -> bool:
         """Away and back again before anybody was told of it is nothing to tell."""
         last = queue.waiting[-1] if queue.waiting else None
-        if last is None or last.written or last.kind not in _COMINGS:
+        if last is None or last.taken_up or last.kind not in _COMINGS:
             return False
         self._drop(service, last)
         return True
 
-    def _close(self, service: _Service, queue: ContextQueue, closing: Closing, at: Instant) -> None:
+    def _close(self, service: AgentService, queue: ContextQueue, closing: Closing, at: Instant) -> None:
         """What was not told and is over need not be told; what the client said must, and that it came and went then."""
-        unheard = bool(queue.unwritten(EventKind.OPENED)) and not queue.messages
-        for delivery in queue.unwritten(*_COMINGS, *((EventKind.OPENED,) if unheard else ())):
+        unheard = bool(queue.untold(EventKind.OPENED)) and not queue.messages
+        for delivery in queue.untold(*_COMINGS, *((EventKind.OPENED,) if unheard else ())):
             self._drop(service, delivery)
         if not unheard:
             self._add(service, Delivery(self._new_id(), queue, EventKind.CLOSED, closing=closing))
@@ -269,74 +261,27 @@ class AgentRegistry:
         self._let_go(service, queue)
         self._forget_ended(service, at.monotonic)
 
-    def _queue(self, service: _Service, context: UserExecutionContext) -> ContextQueue:
+    def _queue(self, service: AgentService, context: UserExecutionContext) -> ContextQueue:
         queue = service.queues.get(context.isolation_key)
         if queue is None:
             queue = service.queues[context.isolation_key] = ContextQueue(service.name, context)
-            self._assign(service, queue)
+            service.assign(queue)
         return queue
 
-    def _add(self, service: _Service, delivery: Delivery) -> None:
+    def _add(self, service: AgentService, delivery: Delivery) -> None:
         queue = delivery.queue
         service.deliveries[delivery.delivery_id] = delivery
         queue.add(delivery)
         self._user_bytes[queue.identity] = self._user_bytes.get(queue.identity, 0) + _size(delivery)
         if queue.worker is None:
-            self._assign(service, queue)
-        else:
+            service.assign(queue)
+        elif delivery.message is None or not service.move_to_taker(queue):
             queue.worker.ready[queue] = None
             queue.worker.wake()
 
-    def _assign(self, service: _Service, queue: ContextQueue, avoid: AgentWorker | None = None) -> None:
-        """Choose a worker by rendezvous hashing, and give it everything that waits, in order.
-
-        Of those that may have the tenant; rather not of `avoid`, of one that is late, of one without credits.
-        """
-        able = [worker for worker in service.workers.values() if worker.allows(queue.context.tenant_id)]
-        able = [worker for worker in able if worker is not avoid] or able
-        able = [worker for worker in able if not worker.late] or able
-        able = [worker for worker in able if worker.credits > 0] or able
-        if not able:
-            return
-        worker = queue.worker = max(able, key=lambda each: _weight(queue.isolation_key, each.worker_id))
-        worker.queues[queue] = None
-        if queue.waiting:
-            worker.ready[queue] = None
-            worker.wake()
-
-    def _move(self, service: _Service, queue: ContextQueue, former: AgentWorker) -> None:
-        """Take a context from its worker; what that was sent and did not acknowledge is sent again, marked."""
-        queue.worker = None
-        former.queues.pop(queue, None)
-        former.ready.pop(queue, None)
-        for delivery_id in queue.deliveries:
-            former.sent.pop(delivery_id, None)
-        queue.begin_again()
-        self._assign(service, queue, avoid=former)
-
-    def _send_again(self, service: _Service, worker: AgentWorker, now: float) -> None:
-        """A time-out moves its context to another worker, where there is one, and with it all that waits there.
-
-        A worker that neither acknowledges nor gives credits, or does not read, would keep that for ever.
-        """
-        overdue: dict[ContextQueue, None] = {}
-        for delivery in worker.sent.values():
-            if delivery.deadline > now:
-                break
-            overdue[delivery.queue] = None
-        if not overdue:
-            return
-        worker.late = True
-        for queue in overdue:
-            self._move(service, queue, worker)
-        others = [other for other in service.workers.values() if not other.late]
-        for queue in tuple(worker.ready):
-            if any(other.allows(queue.context.tenant_id) for other in others):
-                self._move(service, queue, worker)
-
     # What is over
 
-    def _drop(self, service: _Service, delivery: Delivery) -> None:
+    def _drop(self, service: AgentService, delivery: Delivery) -> None:
         queue = delivery.queue
         del service.deliveries[delivery.delivery_id]
         queue.remove(delivery)
@@ -352,7 +297,7 @@ class AgentRegistry:
                 queue.worker.ready.pop(queue, None)
         self._let_go(service, queue)
 
-    def _let_go(self, service: _Service, queue: ContextQueue) -> None:
+    def _let_go(self, service: AgentService, queue: ContextQueue) -> None:
         """Forget the queue of a context that has ended, once nothing of it waits."""
         if queue.ended and not queue.deliveries and not queue.reserved:
             service.queues.pop(queue.isolation_key, None)
@@ -360,7 +305,7 @@ class AgentRegistry:
             if queue.worker is not None:
                 queue.worker.queues.pop(queue, None)
 
-    def _forget_ended(self, service: _Service, now: float) -> None:
+    def _forget_ended(self, service: AgentService, now: float) -> None:
         while service.ended:
             queue, ended_at = next(iter(service.ended.items()))
             if len(service.ended) <= MAX_CLOSED and now < ended_at + KEEP_S:
@@ -385,8 +330,3 @@ class AgentRegistry:
 
 def _size(delivery: Delivery) -> int:
     return 0 if delivery.message is None else len(delivery.message.payload) + MESSAGE_OVERHEAD_BYTES
-
-
-def _weight(isolation_key: str, worker_id: str) -> bytes:
-    """Rendezvous hashing (Thaler and Ravishankar, 1998): the worker with the highest weight has the context."""
-    return blake2b(f"{isolation_key}/{worker_id}".encode(), digest_size=8).digest()

@@ -61,8 +61,11 @@ class Conversation:
             self._agents.back(self._context, at)
 
     def end(self, code: int, reason: str, at: Instant) -> None:
-        """The context has ended, its primary socket with that code, 0 for none; its streams and its memory go too."""
-        if self.announced:
+        """The context has ended, its primary socket with that code, 0 for none; its streams and its memory go too.
+
+        Idempotent: services are told once.
+        """
+        if self.announced and not self.ended:
             self._agents.closed(self._context, Closing(code, reason), at)
         self.ended = True
         self._inbox = self._streams = self._watchers = None

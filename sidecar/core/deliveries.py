@@ -52,7 +52,8 @@ class Cancelled(NamedTuple):
 class Delivery:
     """One event on its way to one service, until it is acknowledged.
 
-    `written`: some worker was sent it, the one that has it now until `deadline` (monotonic seconds).
+    `taken_up`: the edge has it, for the worker that has it now until `deadline` (monotonic seconds). `sent`: some
+    worker was sent it; the edge says so, for what has to wait for a token was not.
     """
 
     delivery_id: str
@@ -60,7 +61,8 @@ class Delivery:
     kind: EventKind
     message: InboundMessage | None = None
     closing: Closing | None = None
-    written: bool = False
+    taken_up: bool = False
+    sent: bool = False
     redelivered: bool = False
     deadline: float = 0.0
     taken: Callable[[], None] | None = None
@@ -119,9 +121,14 @@ class ContextQueue:
     def begin_again(self) -> None:
         """Another worker is to be sent all of it, in order; what one was sent before is marked."""
         for delivery in self.deliveries.values():
-            delivery.redelivered = delivery.redelivered or delivery.written
+            delivery.redelivered = delivery.redelivered or delivery.sent
         self.waiting = deque(self.deliveries.values())
 
-    def unwritten(self, *kinds: EventKind) -> list[Delivery]:
-        """Those of these kinds that no worker was sent yet."""
-        return [delivery for delivery in self.deliveries.values() if delivery.kind in kinds and not delivery.written]
+    def untold(self, *kinds: EventKind) -> list[Delivery]:
+        """Those of these kinds that are for no worker yet."""
+        return [delivery for delivery in self.deliveries.values() if delivery.kind in kinds and not delivery.taken_up]
+
+    @property
+    def events(self) -> set[str]:
+        """The events of the messages that wait or are unacknowledged."""
+        return {delivery.message.event_type for delivery in self.deliveries.values() if delivery.message is not None}

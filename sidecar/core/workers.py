@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from sidecar.core.deliveries import Cancelled, ContextQueue, Delivery
+    from sidecar.core.identity import UserExecutionContext
 
 MAX_CANCELS: Final = 64
 MAX_CANCELLING: Final = 10_000
 """Contexts whose cancels wait for a worker that does not read, the latest; MAX_CANCELS of each."""
+MAX_LOOKED_AT: Final = 100
+"""So many contexts are asked about before nothing can be told of a cancel."""
 
 Tenants = frozenset[str] | None
 """None is every tenant."""
@@ -41,6 +45,7 @@ class AgentWorker:
         "ready",
         "sent",
         "service_name",
+        "takes_everything",
         "urgent",
         "wake",
         "worker_id",
@@ -71,6 +76,8 @@ class AgentWorker:
         self.urgent: OrderedDict[str, deque[Cancelled]] = OrderedDict()
         self._held = _held_by(subscriptions, tenants)
         self._reach = _united(self._held.values())
+        self.takes_everything = None in self._held and self._held[None] == self._reach
+        """Whatever the tenants that it may have say."""
 
     def __repr__(self) -> str:
         return f"<AgentWorker {self.service_name}/{self.worker_id} credits={self.credits} ready={len(self.ready)}>"
@@ -91,6 +98,10 @@ class AgentWorker:
         tenants = self._held[event]
         return tenants is None or tenant_id in tenants
 
+    def wants(self, tenant_id: str, event: str) -> bool:
+        """Whether a message of that event of that tenant is for this worker, of those of its service."""
+        return self.takes_everything or self.takes(tenant_id, event) or self.takes(tenant_id, None)
+
     def contends_with(self, other: AgentWorker) -> bool:
         """True when some (tenant, event) pair is held by both, `*` being a pair of its own."""
         return any(event in other._held and _meet(tenants, other._held[event]) for event, tenants in self._held.items())
@@ -105,11 +116,14 @@ class AgentWorker:
         waiting.append(event)
         self.wake()
 
-    def next_cancelled(self) -> Cancelled | None:
-        """What to tell it of a cancel now; contexts take turns."""
+    def next_cancelled(self, of: Callable[[UserExecutionContext], bool] | None = None) -> Cancelled | None:
+        """What to tell it of a cancel now; contexts take turns. `of`: only of these contexts, among the next ones."""
         if not self.urgent:
             return None
-        key, waiting = next(iter(self.urgent.items()))
+        looked_at = islice(self.urgent.items(), MAX_LOOKED_AT)
+        key, waiting = next((each for each in looked_at if of is None or of(each[1][0].context)), ("", None))
+        if waiting is None:
+            return None
         event = waiting.popleft()
         if waiting:
             self.urgent.move_to_end(key)

@@ -1,16 +1,15 @@
 """AgentService.Attach: one stream a worker. Reads its acknowledgements and credits, writes what the registry gives it.
 
-The token that an event carries is minted once a context and service, with its record first, and again at half its life.
+The token that an event carries is `sidecar.rpc.answerable`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -23,15 +22,15 @@ from sidecar.core.message import Instant
 from sidecar.core.ports import AuditEvent
 from sidecar.core.workers import AgentWorker, Subscription
 from sidecar.rpc.acceptance import DRAINING_RETRY_S
+from sidecar.rpc.answerable import AnswerableContexts, fields_of
 from sidecar.rpc.boundary import SERVICE_TOKEN_KEY, Call, CallFacts
-from sidecar.rpc.translate import user_context
 from sidecar.rpc.wire import events_frame
 from sidecar.security.audit_record import AuditRecord
 from sidecar.security.service_auth import Permission
 
 if TYPE_CHECKING:
     from sidecar.core.agents import AgentRegistry
-    from sidecar.core.identity import ContextToken, UserExecutionContext
+    from sidecar.core.identity import UserExecutionContext
     from sidecar.core.ports import AuditValue, Clock, Randomness
     from sidecar.rpc.callers import Callers
     from sidecar.security.audit import JsonLinesAuditTrail
@@ -47,8 +46,8 @@ MAX_FRAME_EVENTS: Final = 100
 MAX_FRAME_BYTES: Final = 256 * 1024
 """Of a frame of several events; one that is larger comes alone."""
 MAX_MINTED_AT_ONCE: Final = 100
-MAX_TOKENS: Final = 10_000
-"""Of contexts that one worker was given events of, kept for their next event."""
+TELL_S: Final = 1.0
+"""How long the end of the sidecar waits for workers to be told of it."""
 
 _ANY: Final = ("", "*")
 _Event: Final = pb.AttachResponse.Event  # a nested type is looked up by name each time
@@ -68,21 +67,6 @@ class AttachPorts:
     register_timeout_s: float
 
 
-class _Answerable(NamedTuple):
-    """What the events of a context have in common: `fields`, serialised once for the token that is in them.
-
-    The token is good for answers, but not handed out any more from `renew_at` on (Unix seconds).
-    """
-
-    token: ContextToken
-    renew_at: float
-    fields: bytes
-
-    def __repr__(self) -> str:
-        """Without the fields: the token's text is in them."""
-        return f"_Answerable(token={self.token!r}, renew_at={self.renew_at})"
-
-
 class AttachStreams:
     """The behaviour of Attach, and the workers attached now."""
 
@@ -99,8 +83,15 @@ class AttachStreams:
         finally:
             self._open.discard(stream)
 
-    def close(self) -> None:
-        """The sidecar stops: end every stream, so that its worker attaches elsewhere or again."""
+    async def close(self) -> None:
+        """The sidecar stops: end every stream, so that its worker attaches elsewhere or again.
+
+        What a worker has yet to be told, and has credits for, it is told before, within TELL_S.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TELL_S):
+                for stream in tuple(self._open):
+                    await stream.at_rest.wait()
         for stream in tuple(self._open):
             stream.end(Unavailable(ErrorReason.DRAINING, retry_after_s=DRAINING_RETRY_S))
 
@@ -120,14 +111,16 @@ class AttachStream:
         self._callers = ports.callers
         self._service = ports.callers.service(facts, Permission.ATTACH)
         self._agents = ports.agents
-        self._tokens = ports.tokens
         self._audit = ports.audit
         self._clock = ports.clock
         self._worker_id = ports.randomness(8)
         self._register_timeout_s = ports.register_timeout_s
         self._max_frame_events = 1
+        self.at_rest = asyncio.Event()
+        """The worker was told all that it has credits for, or is not there."""
+        self.at_rest.set()
         self._woken = asyncio.Event()
-        self._minted: OrderedDict[str, _Answerable] = OrderedDict()
+        self._answerable = AnswerableContexts(ports.tokens, ports.audit, ports.clock, lambda: self._service)
         self._worker: AgentWorker | None = None
         self._ending: SidecarError | None = None
         self._tasks: tuple[asyncio.Task[Any], ...] = ()
@@ -158,7 +151,7 @@ class AttachStream:
             if self._worker is not None and not _covers(service, self._worker):
                 raise PermissionDenied(ErrorReason.SERVICE_DENIED)
             if service.scopes != self._service.scopes:
-                self._minted.clear()
+                self._answerable.clear()
             self._service = service
         except SidecarError as error:
             self.end(error)
@@ -177,6 +170,7 @@ class AttachStream:
         try:
             await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self.at_rest.set()
             for task in self._tasks:
                 task.cancel()
             outcomes = await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -212,7 +206,7 @@ class AttachStream:
             tenants=self._service.tenants,
             credits_left=register.credits,
             ack_timeout_s=_ack_timeout_s(register),
-            wake=self._woken.set,
+            wake=self._wake,
         )
 
     def _subscription(self, each: pb.AttachRequest.Subscription) -> Subscription:
@@ -245,6 +239,10 @@ class AttachStream:
 
     # What the worker is told
 
+    def _wake(self) -> None:
+        self._woken.set()
+        self.at_rest.clear()
+
     async def _write_on(self, worker: AgentWorker) -> None:
         """Write what gathered while the frame before was written, as many events in a frame as the worker takes."""
         agents, now, most = self._agents, self._clock.now, self._max_frame_events
@@ -257,54 +255,48 @@ class AttachStream:
                 await self._call.write(events_frame(ready))
                 ready, size = [], 0
             elif told is None:
-                self._woken.clear()
-                await self._woken.wait()
+                await self._rest()
             if told is None:
                 continue
             if event is None:  # a token has to be recorded first: what was ready did not wait for that
-                event = _event_of(told, (await self._answerable(told.context, worker)).fields)
+                event = _event_of(told, await self._mint(told.context, worker))
+            if isinstance(told, Delivery):
+                told.sent = True
             ready.append(event)
             size += len(event)
+
+    async def _rest(self) -> None:
+        """There is nothing to tell until somebody says so."""
+        self._woken.clear()
+        self.at_rest.set()
+        await self._woken.wait()
 
     def _known_event(self, told: Delivery | Cancelled) -> bytes | None:
         """The event; None where the context needs another token first."""
         context = told.context
         if isinstance(told, Delivery) and told.closing is not None:  # there is nobody to answer any more
-            self._minted.pop(context.isolation_key, None)
-            return _event_of(told, _fields_of(context))
-        known = self._known(context)
-        return None if known is None else _event_of(told, known.fields)
+            self._answerable.forget(context)
+            return _event_of(told, fields_of(context))
+        fields = self._answerable.fields(context)
+        return None if fields is None else _event_of(told, fields)
 
-    def _known(self, context: UserExecutionContext) -> _Answerable | None:
-        """How this worker answers that context; None when that needs another token: revoked, or its half over."""
-        known = self._minted.get(context.isolation_key)
-        if known is None or known.token.family in self._tokens.revocations or self._clock.time() >= known.renew_at:
-            return None
-        return known
-
-    async def _answerable(self, context: UserExecutionContext, worker: AgentWorker) -> _Answerable:
-        """What every event of the context carries from now on: a token to answer with, minted with its record first.
-
-        The contexts that come next have theirs by the same write of the audit trail: a worker that has just attached is
-        told of many. Again, should the service's scopes be others by the time that it is written.
-        """
-        coming = (queue.context for queue in islice(worker.ready, MAX_MINTED_AT_ONCE - 1) if not queue.ended)
-        contexts = [context, *(each for each in coming if each is not context and self._known(each) is None)]
-        while True:
-            service = self._service
-            tokens = [self._tokens.mint(each, service.scopes) for each in contexts]
-            await self._audit.grant(*map(partial(_minted_record, service), contexts, tokens))
-            if service.scopes == self._service.scopes:
-                break
-        half_s = self._tokens.ttl_s / 2
-        made = {
-            each.isolation_key: _Answerable(token, token.expires_at - half_s, _fields_of(each, token.text))
-            for each, token in zip(contexts, tokens, strict=True)
-        }
-        self._minted |= made
-        while len(self._minted) > MAX_TOKENS:
-            self._minted.popitem(last=False)
-        return made[context.isolation_key]
+    async def _mint(self, context: UserExecutionContext, worker: AgentWorker) -> bytes:
+        """Have a token to answer that context with; cancels of those that have one do not wait for it."""
+        coming = [queue.context for queue in islice(worker.ready, MAX_MINTED_AT_ONCE - 1) if not queue.ended]
+        minting = asyncio.create_task(self._answerable.mint(context, coming))
+        minting.add_done_callback(lambda _: self._woken.set())
+        try:
+            while not minting.done():
+                self._woken.clear()
+                while (cancelled := worker.next_cancelled(self._answerable.has)) is not None:
+                    event = self._known_event(cancelled)
+                    assert event is not None
+                    await self._call.write(events_frame([event]))
+                await self._woken.wait()
+            return minting.result()
+        finally:
+            minting.cancel()
+            await asyncio.gather(minting, return_exceptions=True)
 
     def _fields(self, worker: AgentWorker) -> dict[str, AuditValue]:
         return {
@@ -333,23 +325,6 @@ def _event_of(told: Delivery | Cancelled, fields: bytes) -> bytes:
     else:
         getattr(event, _ACTS[told.kind]).SetInParent()
     return fields + event.SerializeToString()
-
-
-def _fields_of(context: UserExecutionContext, context_token: str = "") -> bytes:
-    """`Event`'s isolation_key, context_token and context."""
-    return pb.AttachResponse.Event(
-        isolation_key=context.isolation_key, context_token=context_token, context=user_context(context)
-    ).SerializeToString()
-
-
-def _minted_record(service: ServiceIdentity, context: UserExecutionContext, token: ContextToken) -> AuditRecord:
-    fields = {
-        "token_id": token.token_id,
-        "family": token.family,
-        "service": service.name,
-        "scopes": " ".join(sorted(service.scopes)),
-    }
-    return AuditRecord(AuditEvent.TOKEN_MINTED, context, fields)
 
 
 def _parsed(data: bytes) -> pb.AttachRequest:

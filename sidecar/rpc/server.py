@@ -174,15 +174,15 @@ class RpcEdge:
         self._health.set_serving(False, "")
 
     async def close(self, grace_s: float) -> None:
-        """Take no new call, answer those that wait for an acknowledgement, let the others finish for `grace_s` seconds,
-        cancel the rest.
+        """Take no new call, answer those that wait for an acknowledgement, tell workers what is to be told, let the
+        other calls finish for `grace_s` seconds, cancel the rest.
         """
         self._health.set_serving(False)
         self._delivery.release_waits()
         server, self._server = self._server, None
         if server is None:
             return
-        self._attach.close()
+        await self._attach.close()
         await server.stop(grace_s)
         # gRPC tells its handlers to end and goes; what they held is let go of when they have.
         with suppress(TimeoutError):

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from sidecar.core.deliveries import Delivery, EventKind
 from sidecar.core.errors import ErrorReason, SidecarError
 from sidecar.core.identity import UserExecutionContext
-from sidecar.core.workers import AgentWorker
+from sidecar.core.workers import AgentWorker, Subscription
 from tests.support.agents import Agents
 from tests.support.core import attempt
 
@@ -19,6 +19,8 @@ MAX_INBOUND = 4
 ACK_TIMEOUT_S = 10.0
 TENANTS = (None, frozenset({"acme"}), frozenset({"globex"}))
 MANY = 1_000_000
+TAKEN = ((None,), ("ask",), ("rate",), ("ask", "rate"))
+"""The events that a worker subscribes to; None is any."""
 
 
 @dataclass
@@ -40,6 +42,13 @@ class Spoken:
         return [delivery for delivery in self.accepted if delivery not in self.taken]
 
 
+def takes(worker: AgentWorker, one: Spoken, deliveries: list[Delivery]) -> bool:
+    """Whether that worker is one for all these messages."""
+    tenant_id = one.context.tenant_id
+    events = {delivery.message.event_type for delivery in deliveries if delivery.message is not None}
+    return worker.allows(tenant_id) and all(worker.wants(tenant_id, event) for event in events)
+
+
 class AgentsMachine(RuleBasedStateMachine):
     """Nothing accepted is lost; in order per context, whoever is given it; again only when marked, never once taken."""
 
@@ -52,10 +61,13 @@ class AgentsMachine(RuleBasedStateMachine):
 
     # Workers
 
-    @rule(credit=st.sampled_from([0, 1, 3, MANY]), tenants=st.sampled_from(TENANTS))
-    def attach(self, credit: int, tenants: frozenset[str] | None) -> None:
+    @rule(credit=st.sampled_from([0, 1, 3, MANY]), tenants=st.sampled_from(TENANTS), events=st.sampled_from(TAKEN))
+    def attach(self, credit: int, tenants: frozenset[str] | None, events: tuple[str | None, ...]) -> None:
         if len(self.credits) < 4:
-            worker = self.agents.attach(tenants=tenants, credits_left=credit, ack_timeout_s=ACK_TIMEOUT_S)
+            taken = [Subscription(None, event) for event in events]
+            worker = self.agents.attach(
+                "support", *taken, tenants=tenants, credits_left=credit, ack_timeout_s=ACK_TIMEOUT_S
+            )
             self.credits[worker], self.held[worker] = credit, []
 
     @precondition(lambda self: self.credits)
@@ -80,6 +92,7 @@ class AgentsMachine(RuleBasedStateMachine):
             delivery = self.agents.registry.next(worker, self.agents.clock.now())
             if delivery is None:
                 return
+            delivery.sent = True
             self.credits[worker] -= 1
             self.held[worker].append(delivery)
             self.see(worker, delivery)
@@ -90,6 +103,8 @@ class AgentsMachine(RuleBasedStateMachine):
         if delivery.kind is not EventKind.MESSAGE:
             return
         (one,) = (each for each in self.spoken if each.context is delivery.queue.context)
+        if not takes(worker, one, [delivery]):
+            assert not any(takes(other, one, one.waiting) for other in self.credits), "another would take it"
         assert delivery not in one.taken
         assert delivery.redelivered == (delivery in one.sent)
         place = one.accepted.index(delivery)
@@ -120,19 +135,25 @@ class AgentsMachine(RuleBasedStateMachine):
             self.spoken.append(Spoken(self.agents.open(f"user-{len(self.spoken)}", tenant_id)))
 
     @precondition(lambda self: any(not one.ended for one in self.spoken))
-    @rule(data=st.data())
-    def say(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), event=st.sampled_from(["ask", "rate"]))
+    def say(self, data: st.DataObject, event: str) -> None:
         one = data.draw(st.sampled_from([one for one in self.spoken if not one.ended]))
-        outcome = attempt(lambda: self.agents.say(one.context))
-        if not any(worker.takes(one.context.tenant_id, None) for worker in self.credits):
+        tenant_id, waiting = one.context.tenant_id, one.waiting
+        takers = [worker for worker in self.credits if worker.allows(tenant_id) and worker.wants(tenant_id, event)]
+        holders = [worker for worker in self.credits for queue in worker.queues if queue.context is one.context]
+        outcome = attempt(lambda: self.agents.say(one.context, event=event))
+        if isinstance(outcome, Delivery):
+            assert takers
+            assert len(waiting) < MAX_INBOUND
+            one.accepted.append(outcome)
+        elif not takers:
             assert isinstance(outcome, SidecarError)
             assert outcome.reason is ErrorReason.NO_AGENT
-        elif len(one.waiting) >= MAX_INBOUND:
+        else:
             assert isinstance(outcome, SidecarError)
             assert outcome.reason is ErrorReason.AGENT_BUSY
-        else:
-            assert isinstance(outcome, Delivery)
-            one.accepted.append(outcome)
+            divided = not any(takes(worker, one, waiting) for worker in takers) and holders[0] not in takers
+            assert len(waiting) >= MAX_INBOUND or divided
 
     @precondition(lambda self: any(not one.ended for one in self.spoken))
     @rule(data=st.data())

@@ -19,7 +19,7 @@ import pytest
 
 from sidecar.api.v1 import agent_service_pb2_grpc, delivery_service_pb2, types_pb2
 from tests.rpc.rig import Attempt, DeliverCall, Refused, ended_with, summary
-from tests.rpc.workers import Worker, registration
+from tests.rpc.workers import Event, Worker, registration
 from tests.support.running import RunningSidecar, User, running_sidecar
 
 USERS, MESSAGES = 8, 40
@@ -219,7 +219,23 @@ async def test_agents_serve_on_while_the_sidecar_drains(tmp_path: Path) -> None:
             assert (await staying.frame())["reply_to"] == "m-1"
             sidecar.process.send_signal(signal.SIGTERM)  # whoever wants the stop wants it now
             assert await asyncio.to_thread(sidecar.process.wait, 20) == 0
+            told: list[Event] = []
+            while len(told) < len(users):
+                if (event := await agent.event()).WhichOneof("kind") == "closed":
+                    told.append(event)
+            assert {(each.context.user_id, each.closed.code, each.closed.reason) for each in told} == {
+                ("alice", 0, "sidecar_stopped"),
+                ("bob", 0, "sidecar_stopped"),
+            }
             assert summary(await ended_with(agent.call)) == Refused("UNAVAILABLE", "DRAINING", retry_s=5.0)
+
+
+async def test_a_worker_without_credits_holds_up_no_stop(tmp_path: Path) -> None:
+    with running_sidecar(tmp_path) as sidecar:
+        async with worker(sidecar, credits_=0) as waiting, sidecar.user("alice"):
+            sidecar.process.send_signal(signal.SIGTERM)
+            assert summary(await ended_with(waiting.call)) == Refused("UNAVAILABLE", "DRAINING", retry_s=5.0)
+        assert await asyncio.to_thread(sidecar.process.wait, 20) == 0
 
 
 async def test_an_agent_that_is_frozen_holds_up_no_stop(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ import pytest
 from tests.support.running import running_sidecar
 
 LISTENERS = ["websocket", "grpc", "ops"]
+SIGNALLED = "tests.support.signalled_sidecar"
 
 
 async def start(folder: Path, secret: str = "k" * 64, **settings: str) -> tuple[int, list[str]]:
@@ -86,6 +88,13 @@ async def test_sigterm_tells_the_clients_and_ends_in_time(tmp_path: Path) -> Non
             await alice.socket.wait_closed()
             assert (alice.socket.close_code, alice.socket.close_reason) == (1012, "restart")
         assert await asyncio.to_thread(sidecar.process.wait, 20) == 0
+
+
+async def test_sigterm_while_it_starts_stops_it_as_ever(tmp_path: Path) -> None:
+    with running_sidecar(tmp_path, "[drain]\nwindow_s = 600\ngrace_s = 700\n", module=SIGNALLED) as sidecar:
+        assert await asyncio.to_thread(sidecar.process.wait, 20) == 0
+    log = (tmp_path / "log.jsonl").read_text()
+    assert [json.loads(line)["event"] for line in log.splitlines()] == ["serving", "draining", "stopped"]
 
 
 async def test_a_service_calls_over_a_unix_socket(tmp_path: Path) -> None:

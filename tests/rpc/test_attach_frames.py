@@ -6,7 +6,7 @@ import pytest
 
 from sidecar.core.ports import AuditEvent
 from sidecar.rpc.attach import MAX_FRAME_BYTES, MAX_FRAME_EVENTS, MAX_MINTED_AT_ONCE
-from tests.rpc.rig import Client, Rig
+from tests.rpc.rig import Client, Rig, ended_with, summary
 from tests.rpc.workers import Worker, announce, attached, registration, say, summaries
 
 MANY = 1_000
@@ -136,6 +136,32 @@ async def test_what_is_ready_does_not_wait_for_another_contexts_token(rig: Rig) 
     rig.disk.release()
     assert summaries(await worker.frame_of("events")) == ["carol m-1", "alice m-2"]
     assert [record["user_id"] for record in (await rig.records(AuditEvent.TOKEN_MINTED))[before:]] == ["carol"]
+
+
+async def test_a_cancel_waits_for_nobody_elses_token(rig: Rig) -> None:
+    worker = await attached(rig)
+    await known(rig, worker, rig.alice)
+    rig.disk.hold()
+    announce(rig, rig.carol)
+    await rig.disk.asked()
+    rig.carol.manager.cancel("s-2", None, rig.at())  # one that needs a token itself
+    rig.alice.manager.cancel("s-1", None, rig.at())
+    assert summaries([await worker.event()]) == ["alice cancelled"]
+    rig.disk.release()
+    assert sorted(summaries(await worker.events(2))) == ["carol cancelled", "carol opened"]
+
+
+async def test_what_had_to_wait_for_a_token_and_got_none_was_not_sent(rig: Rig) -> None:
+    first = await attached(rig, registration(max_frame_events=MANY))
+    await known(rig, first, rig.alice)
+    rig.disk.full = True
+    say(rig, rig.alice, "m-1")
+    announce(rig, rig.carol)
+    assert summaries(await first.frame_of("event")) == ["alice m-1"]
+    assert summary(await ended_with(first.call)).reason == "AUDIT_UNAVAILABLE"
+    rig.disk.full = False
+    second = await attached(rig, registration(max_frame_events=MANY))
+    assert sorted(summaries(await second.frame_of("events"))) == ["*alice m-1", "carol opened"]
 
 
 async def test_contexts_that_are_told_of_together_have_their_tokens_by_one_record_each_and_one_wait(rig: Rig) -> None:

@@ -46,19 +46,22 @@ async def main(ack_every: int) -> None:
         delivery = delivery_service_pb2_grpc.DeliveryServiceStub(channel)
         call: Any = agent_service_pb2_grpc.AgentServiceStub(channel).Attach(metadata=metadata)
         register = pb.AttachRequest.Register(
-            service_name="support", subscriptions=[pb.AttachRequest.Subscription()], credits=CREDITS
+            service_name="support",
+            subscriptions=[pb.AttachRequest.Subscription()],
+            credits=CREDITS,
+            max_frame_events=CREDITS,
         )
         await call.write(pb.AttachRequest(register=register))
         await call.read()
         say(registered=True)
         taken: list[str] = []
         while (response := await call.read()) is not grpc.aio.EOF:
-            event = response.event
-            if event.WhichOneof("kind") == "message":
-                number = json.loads(event.message.payload)
-                say(user=event.context.user_id, number=number, redelivered=event.redelivered)
-                await answer(delivery, event)
-            taken.append(event.delivery_id)
+            for event in response.events.items or (response.event,):
+                if event.WhichOneof("kind") == "message":
+                    number = json.loads(event.message.payload)
+                    say(user=event.context.user_id, number=number, redelivered=event.redelivered)
+                    await answer(delivery, event)
+                taken.append(event.delivery_id)
             if len(taken) >= ack_every:
                 acknowledge = pb.AttachRequest.Acknowledge(delivery_ids=taken)
                 await call.write(pb.AttachRequest(acknowledge=acknowledge))

@@ -69,6 +69,7 @@ class Agents:
         """Everything that may be written to that worker now."""
         taken = []
         while (delivery := self.registry.next(worker, self.clock.now())) is not None:
+            delivery.sent = True
             taken.append(delivery)
         return taken
 

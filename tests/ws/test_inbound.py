@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sidecar.config.sections import LimitSettings
 from sidecar.ws.inbound import (
     MAX_DEPTH,
     Acknowledge,
@@ -131,3 +133,13 @@ def test_many_brackets_are_not_depth() -> None:
 def test_nothing_but_bad_frames_is_raised(text: str) -> None:
     with suppress(BadFrame):
         parse(text)
+
+
+@pytest.mark.parametrize("number", ["1e15", "9E15", "1e14", "-1e15", "1e-5", "1e22"])
+def test_what_a_client_may_say_grows_to_no_more_than_a_workers_client_receives(number: str) -> None:
+    """Written anew it may be longer; 4 MiB is what gRPC's clients receive by default, the event around it included."""
+    (longest,) = (rule.le for rule in LimitSettings.model_fields["max_inbound_bytes"].metadata if hasattr(rule, "le"))
+    data = ",".join([number] * (longest // (len(number) + 1)))
+    frame = parse(f'{{"type":"message","id":"m","data":[{data}]}}')
+    assert isinstance(frame, ClientMessage)
+    assert len(orjson.dumps(frame.data)) < 4 * 1024 * 1024 - 64 * 1024
