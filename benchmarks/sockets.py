@@ -267,6 +267,11 @@ class Crowd:
         self._clients.clear()
         self.routes.clear()
 
+    def cut(self) -> None:
+        """End every TCP connection without a word."""
+        for client in self._clients:
+            client.cut()
+
     async def _connect(self, place: int, hello: bytes) -> bytes:
         client = self._client_of(self._request, hello, self.tally)
         await dial(self._server.websocket_port, place, client, self._options)

@@ -146,7 +146,11 @@ async def _company(readers: int, client: ClientOf, options: Sequence[SocketOptio
         fast, others = Crowd(server, AckingClient), Crowd(server, client, options)
         await fast.join(["fast"])
         await others.join([f"user-{number}" for number in range(readers)])
-        yield _Company(server, Calls(channel), fast, others, channel, [])
+        try:
+            yield _Company(server, Calls(channel), fast, others, channel, [])
+        finally:
+            fast.cut()
+            others.cut()
 
 
 async def _pay_once(company: _Company) -> None:
