@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import warnings
+from datetime import date, timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -13,12 +14,21 @@ import pytest
 
 from sidecar_client import Agent, AsyncSidecarClient
 from sidecar_client.errors import IsolationViolation
-from sidecar_client.legacy import COMPATIBILITY_OFF, DEPRECATED, REMOVED, ContextRequired, get_websocket_manager
+from sidecar_client.legacy import (
+    COMPATIBILITY_OFF,
+    DEPRECATED,
+    REMOVED,
+    ContextRequired,
+    WebSocketManagerAdapter,
+    get_websocket_manager,
+)
 from tests.clients.python.agents import answer_of, attached, text_of, user_of, within
 from tests.support.running import RunningSidecar
 
 PAGE: Final = (Path(__file__).resolve().parents[3] / "docs" / "migration.md").read_text(encoding="utf-8")
 BLOCKS: Final = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+TIMELINE: Final = [line for line in PAGE.partition("\n## ")[0].splitlines() if line.startswith("|")]
+ONE_DAY: Final = timedelta(days=1)
 BEFORE, STEP_1, STEP_2, FRAMEWORK, CLIENT, AGENT = range(6)
 ANSWER: Final = {"type": "answer", "text": "You asked: why?"}
 
@@ -50,12 +60,24 @@ def test_every_block_compiles() -> None:
 
 
 def test_the_dates_are_the_codes() -> None:
-    table = [line for line in PAGE.splitlines() if re.match(r"\| \d ", line)]
-    assert [line.split("|")[2].strip() for line in table] == [
-        str(DEPRECATED),
-        str(COMPATIBILITY_OFF),
-        str(REMOVED),
+    heading, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in TIMELINE]
+    assert heading[:3] == ["step", "from", "`sidecar_client.legacy`"]
+    assert [row[:2] for row in rows] == [
+        ["1 deprecated", str(DEPRECATED)],
+        ["2 strict", str(COMPATIBILITY_OFF)],
+        ["3 removed", str(REMOVED)],
     ]
+
+
+def test_a_step_begins_on_its_date() -> None:
+    """The day before it the step before holds, where the environment says nothing."""
+
+    def strict_on(day: date) -> bool:
+        return WebSocketManagerAdapter(today=lambda: day, environment={}).strict
+
+    deprecated, strict, removed = (date.fromisoformat(line.split("|")[2].strip()) for line in TIMELINE[2:])
+    assert deprecated < strict < removed
+    assert [strict_on(day) for day in (deprecated, strict - ONE_DAY, strict, removed)] == [False, False, True, True]
 
 
 async def test_before() -> None:
