@@ -69,6 +69,9 @@ class WebSocketManagerAdapter:
 
     Entered with `async with`, it attaches to the sidecar and is told of its users' contexts from then on. That is what
     calls without a context need, in one process only, as the old manager was; calls with a context need nothing.
+
+    It may be entered again after it was left: with a client of its own made anew, as the environment says by then, and
+    knowing no contexts. Entered while it is entered it raises RuntimeError, and stays as it is.
     """
 
     def __init__(
@@ -91,10 +94,14 @@ class WebSocketManagerAdapter:
             strict = said == "1" if said in {"0", "1"} else today() >= COMPATIBILITY_OFF
         self.strict = strict
         self._owns_client = client is None
-        self._client = client or AsyncSidecarClient(endpoint=endpoint, service_token=service_token)
+        self._endpoint = endpoint
+        self._service_token = service_token
+        self._client = client or self._make_client()
         self._service_name = service_name
+        self._entered = False
+        self._closed = False
         self._agent: Agent | None = None
-        self._contexts = UserContexts()
+        self._forget()
         self._sent = 0
         self._failed = 0
 
@@ -102,7 +109,14 @@ class WebSocketManagerAdapter:
         return f"WebSocketManagerAdapter({'strict' if self.strict else 'compatible'})"
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        if self._entered:
+            raise RuntimeError("the adapter is entered already: enter it once, where the service starts")
+        self._entered = True
+        try:
+            await self.start()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(
@@ -111,34 +125,53 @@ class WebSocketManagerAdapter:
         await self.close()
 
     async def start(self, timeout_s: float = 30.0) -> None:
-        """Attach, unless strict. Idempotent. Raises the sidecar's refusal, TransportError when time is up."""
-        if self.strict or self._agent is not None:
+        """Attach, unless strict; after `close` too. Idempotent.
+
+        Raises the sidecar's refusal, TransportError when time is up: `close` then, or wait on by another call.
+        """
+        if self._closed and self._owns_client:
+            self._client = self._make_client()
+        self._closed = False
+        if self.strict:
             return
-        agent = self._agent = self._make_agent()
-        await agent.__aenter__()
+        agent = self._agent
+        if agent is None:
+            agent = self._agent = self._make_agent()
+            await agent.__aenter__()
         await agent.wait_attached(timeout_s)
 
     async def close(self) -> None:
-        """Detach and close. Idempotent."""
-        agent, self._agent = self._agent, None
+        """Detach, forget the contexts, and close a client of its own. Idempotent."""
+        agent, client = self._agent, self._client
+        self._agent, self._entered, self._closed = None, False, True
+        self._forget()
         if agent is not None:
             await agent.stop()
         if self._owns_client:
-            await self._client.close()
+            await client.close()
+
+    def _make_client(self) -> AsyncSidecarClient:
+        return AsyncSidecarClient(endpoint=self._endpoint, service_token=self._service_token)
+
+    def _forget(self) -> None:
+        """Know no contexts: nobody tells of their ends, and nobody keeps their tokens good."""
+        self._contexts = UserContexts()
 
     def _make_agent(self) -> Agent:
+        self._forget()
+        contexts = self._contexts
         # It takes no messages; but who attaches must subscribe to something.
         nothing = Subscription(f"{self._service_name}.takes-none")
         agent = Agent(self._service_name, subscriptions=[nothing], client=self._client)
 
         async def opened(context: AgentContext) -> None:
-            self._contexts.opened(context)
+            contexts.opened(context)
 
         async def away(context: AgentContext) -> None:
-            self._contexts.away(context)
+            contexts.away(context)
 
         async def closed(context: AgentContext, closed: Closed) -> None:
-            self._contexts.closed(context)
+            contexts.closed(context)
 
         agent.on_opened(opened)
         agent.on_back(opened)
@@ -309,7 +342,7 @@ class BoundManager:
 
 @cache
 def get_websocket_manager() -> WebSocketManagerAdapter:
-    """The process's one adapter, set up by the environment. Start it once, where the service starts."""
+    """The process's one adapter, set up by the environment. Enter it where the service starts, once at a time."""
     return WebSocketManagerAdapter()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sidecar_client import AsyncSidecarClient
-from sidecar_client.errors import IsolationViolation, ScopeMissing
+from sidecar_client.errors import IsolationViolation, ScopeMissing, TokenError
 from sidecar_client.legacy import (
     COMPATIBILITY_OFF,
     DEPRECATED,
@@ -217,23 +217,64 @@ def test_strict_by_the_environment_else_by_the_date(said: str, today: date, stri
     assert WebSocketManagerAdapter(strict=not strict, today=lambda: today, environment={}).strict is not strict
 
 
-async def test_there_is_one_for_the_process(sidecar: RunningSidecar, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def of_the_process(sidecar: RunningSidecar, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """The environment that the process's adapter is set up by."""
     monkeypatch.setenv("SIDECAR_GRPC_ENDPOINT", sidecar.grpc_target)
-    monkeypatch.setenv("SIDECAR_LEGACY_STRICT", "1")
+    monkeypatch.setenv("SIDECAR_SERVICE_TOKEN", sidecar.service_token)
     get_websocket_manager.cache_clear()
-    try:
-        manager = get_websocket_manager()
+    yield monkeypatch
+    get_websocket_manager.cache_clear()
+
+
+@pytest.mark.parametrize("strict", ["0", "1"])
+async def test_the_processs_one_may_be_entered_again(
+    sidecar: RunningSidecar, of_the_process: pytest.MonkeyPatch, strict: str
+) -> None:
+    of_the_process.setenv("SIDECAR_LEGACY_STRICT", strict)
+    manager = get_websocket_manager()
+    for number in range(3):
         assert get_websocket_manager() is manager
         async with manager, sidecar.user("alice") as alice:
-            assert await manager.send_to_user(
-                "alice", "hello", context=GivenContext(alice.isolation_key, alice.context_token)
-            )
-    finally:
-        get_websocket_manager.cache_clear()
+            own = GivenContext(alice.isolation_key, alice.context_token)
+            assert await manager.send_to_user("alice", number, context=own)
+            if strict == "0":
+                await known(sidecar, manager, "alice")
+                with deprecated():
+                    assert await manager.send_to_user("alice", number)
+            assert await heard(alice) == [number] * (2 - int(strict))
+        assert manager.get_stats()["total_connections"] == 0
+        with pytest.raises(RuntimeError, match="the client is closed"):
+            await manager.send_to_user("alice", "after it was left", context=own)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+async def test_entered_twice_at_a_time_it_says_so_and_goes_on(sidecar: RunningSidecar, strict: bool) -> None:
+    async with adapter_for(sidecar, strict=strict) as manager, sidecar.user("alice") as alice:
+        with pytest.raises(RuntimeError, match="entered already"):
+            async with manager:
+                raise AssertionError("it was entered")
+        assert await manager.for_context(alice.isolation_key, alice.context_token).send_to_user("alice", "hello")
+
+
+async def test_where_it_could_not_be_entered_it_may_be_tried_again(
+    sidecar: RunningSidecar, of_the_process: pytest.MonkeyPatch
+) -> None:
+    of_the_process.setenv("SIDECAR_LEGACY_STRICT", "0")
+    of_the_process.setenv("SIDECAR_SERVICE_TOKEN", "another")
+    with pytest.raises(TokenError):
+        await get_websocket_manager().__aenter__()
+    of_the_process.setenv("SIDECAR_SERVICE_TOKEN", sidecar.service_token)
+    async with get_websocket_manager() as manager, sidecar.user("alice"):
+        await known(sidecar, manager, "alice")
 
 
 async def test_a_shared_client_is_left_open(sidecar: RunningSidecar) -> None:
     async with AsyncSidecarClient(endpoint=sidecar.grpc_target, service_token=sidecar.service_token) as client:
-        async with WebSocketManagerAdapter(strict=False, client=client, service_name=f"legacy-{next(numbers)}"):
-            pass
-        await client.wait_until_ready()
+        manager = WebSocketManagerAdapter(strict=False, client=client, service_name=f"legacy-{next(numbers)}")
+        for _ in range(2):
+            async with manager, sidecar.user("alice"):
+                await known(sidecar, manager, "alice")
+            await client.wait_until_ready()
+    with pytest.raises(RuntimeError, match="the client is closed"):
+        await manager.__aenter__()
