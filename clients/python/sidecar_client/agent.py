@@ -80,6 +80,7 @@ class Agent:
         self._uniform = uniform
         self._handlers: dict[type[AgentEvent], Handler] = {}
         self._message_handlers: dict[str, Handler] = {}
+        self._attached: Callable[[], None] = lambda: None
         self._loop: AgentLoop | None = None
         self._reader: HandOver | None = None
 
@@ -122,6 +123,10 @@ class Agent:
         if kind in self._handlers:
             raise ValueError(f"{kind.__name__} has a handler")
         self._handlers[kind] = self._checked(handler)
+
+    def _on_attached(self, call: Callable[[], None]) -> None:
+        """For the adapter of old services: call it at each attachment, before anything that is told on it."""
+        self._attached = call
 
     def _on_event(self, event: str, handler: Any) -> Any:
         if event in self._message_handlers:
@@ -203,6 +208,7 @@ class Agent:
             handle,
             owns_client=self._owns_client,
             uniform=self._uniform,
+            on_attached=self._attached,
         )
         self._loop.start()
         if self._reader is not None:

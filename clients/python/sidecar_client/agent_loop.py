@@ -46,7 +46,9 @@ class AgentLoop:
         *,
         owns_client: bool,
         uniform: Callable[[], float],
+        on_attached: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_attached` is called at each attachment, before anything that is told on it."""
         self._client = client
         self._owns_client = owns_client
         self._registration = registration
@@ -62,6 +64,7 @@ class AgentLoop:
         self._contexts: WeakValueDictionary[str, AgentContext] = WeakValueDictionary()
         self._stream: AgentStream | None = None
         self._attached = asyncio.Event()
+        self._on_attached = on_attached
         self._stopping = False
         self._attaching: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
@@ -140,11 +143,15 @@ class AgentLoop:
         stream: AgentStream
         stream = AgentStream(
             self._client._attach(),
-            self._attached.set,
+            self._on_registered,
             lambda frame: self._on_event(stream, frame),
             self._registration.gather_s,
         )
         return stream
+
+    def _on_registered(self) -> None:
+        self._attached.set()
+        self._on_attached()
 
     def _on_room(self) -> None:
         if self._stream is not None and not self._stopping:

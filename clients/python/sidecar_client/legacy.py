@@ -24,8 +24,9 @@ from sidecar_client.agent_context import AgentContext
 from sidecar_client.agent_events import Closed
 from sidecar_client.agent_stream import Subscription
 from sidecar_client.client import AsyncSidecarClient
-from sidecar_client.errors import ManagerGone, error_from_reason
+from sidecar_client.errors import IsolationViolation, ManagerGone, TokenError, error_from_reason
 from sidecar_client.legacy_contexts import AmbiguousUser, GivenContext, UserContexts
+from sidecar_client.legacy_survivors import Survivors
 from sidecar_client.values import BroadcastScope
 
 __all__ = [
@@ -57,6 +58,10 @@ class Context(Protocol):
     def context_token(self) -> str: ...
 
 
+Make = Callable[[Context], Awaitable[Any]]
+Find = Callable[[UserContexts, str], AgentContext | None]
+
+
 class ContextRequired(RuntimeError):
     """A call names only a user, in strict mode: which of the user's contexts is meant must be said."""
 
@@ -69,6 +74,7 @@ class WebSocketManagerAdapter:
 
     Entered with `async with`, it attaches to the sidecar and is told of its users' contexts from then on. That is what
     calls without a context need, in one process only, as the old manager was; calls with a context need nothing.
+    Each time it has attached again it asks which of the contexts that it knows live on, and forgets the others.
 
     It may be entered again after it was left: with a client of its own made anew, as the environment says by then, and
     knowing no contexts. Entered while it is entered it raises RuntimeError, and stays as it is.
@@ -142,9 +148,10 @@ class WebSocketManagerAdapter:
 
     async def close(self) -> None:
         """Detach, forget the contexts, and close a client of its own. Idempotent."""
-        agent, client = self._agent, self._client
+        agent, survivors, client = self._agent, self._survivors, self._client
         self._agent, self._entered, self._closed = None, False, True
         self._forget()
+        await survivors.close()
         if agent is not None:
             await agent.stop()
         if self._owns_client:
@@ -156,6 +163,7 @@ class WebSocketManagerAdapter:
     def _forget(self) -> None:
         """Know no contexts: nobody tells of their ends, and nobody keeps their tokens good."""
         self._contexts = UserContexts()
+        self._survivors = Survivors(self._contexts, self._client.get_context)
 
     def _make_agent(self) -> Agent:
         self._forget()
@@ -177,6 +185,7 @@ class WebSocketManagerAdapter:
         agent.on_back(opened)
         agent.on_away(away)
         agent.on_closed(closed)
+        agent._on_attached(self._survivors.attached)
         return agent
 
     # With a context
@@ -235,7 +244,7 @@ class WebSocketManagerAdapter:
             user_id,
             context,
             lambda found: self._broadcast(user_id, found, message),
-            find=self._contexts.any_of,
+            find=UserContexts.any_of,
         )
 
     def is_user_connected(self, user_id: str) -> bool:
@@ -281,23 +290,42 @@ class WebSocketManagerAdapter:
         method: str,
         user_id: str,
         context: Context | None,
-        make: Callable[[Context], Awaitable[Any]],
+        make: Make,
         *,
-        find: Callable[[str], AgentContext | None] | None = None,
+        find: Find = UserContexts.the_one_of,
     ) -> bool:
-        if context is None:
-            self._old_call(method, depth=4)
-            context = (find or self._contexts.the_one_of)(user_id)
-        if context is None:
-            return False
+        if context is not None:
+            return await self._counted(_made(make, context))
+        self._old_call(method, depth=4)
+        known = await self._known(user_id, find)
+        return known is not None and await self._counted(self._made_to_known(make, known, user_id, find))
+
+    async def _counted(self, sending: Awaitable[bool]) -> bool:
         self._failed += 1  # until it has been sent
-        try:
-            await make(context)
-        except ManagerGone:
-            return False
-        self._failed -= 1
-        self._sent += 1
-        return True
+        sent = await sending
+        self._failed -= sent
+        self._sent += sent
+        return sent
+
+    async def _known(self, user_id: str, find: Find) -> AgentContext | None:
+        """The user's context; where there are several, once the sidecar has said which of them live."""
+        await self._survivors.ask(self._contexts.to_ask(user_id))
+        return find(self._contexts, user_id)
+
+    async def _made_to_known(self, make: Make, known: AgentContext | None, user_id: str, find: Find) -> bool:
+        """Make the call; again where its context turned out to be gone, nothing was sent, and there is one now."""
+        while known is not None:
+            try:
+                await _by_newest_token(make, known)
+            except (ManagerGone, TokenError, IsolationViolation) as error:
+                if not self._contexts.refused(known, error):
+                    raise
+                if not error.definite:
+                    return False
+            else:
+                return True
+            known = await self._known(user_id, find)
+        return False
 
     def _old_call(self, method: str, *, depth: int = 3) -> None:
         """A call that names only a user: refused, or warned of, `depth` frames up."""
@@ -344,6 +372,19 @@ class BoundManager:
 def get_websocket_manager() -> WebSocketManagerAdapter:
     """The process's one adapter, set up by the environment. Enter it where the service starts, once at a time."""
     return WebSocketManagerAdapter()
+
+
+async def _by_newest_token(make: Make, known: AgentContext) -> None:
+    await known.call(lambda token: make(GivenContext(known.isolation_key, token)))
+
+
+async def _made(make: Make, context: Context) -> bool:
+    """Make the call to a context that was given; False when that has ended."""
+    try:
+        await make(context)
+    except ManagerGone:
+        return False
+    return True
 
 
 def _type_of(message: Any) -> str:

@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from datetime import date, timedelta
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from sidecar_client import AsyncSidecarClient
+from sidecar_client import AsyncSidecarClient, UserContext
+from sidecar_client.agent_context import AgentContext, AgentPorts
 from sidecar_client.errors import IsolationViolation, ScopeMissing, TokenError
 from sidecar_client.legacy import (
     COMPATIBILITY_OFF,
@@ -71,6 +72,24 @@ async def known(sidecar: RunningSidecar, manager: WebSocketManagerAdapter, *user
     async with sidecar.service() as service:
         while manager.get_stats()["total_connections"] < len(users):
             await service.factory_stats()
+
+
+def told_of(manager: WebSocketManagerAdapter, user_id: str, isolation_key: str, context_token: str) -> None:
+    """The adapter knows this context as that user's."""
+    ports = AgentPorts(cast("Any", None), cast("Any", None), lambda: 0.0)
+    context = AgentContext(isolation_key, UserContext("default", user_id, "s", "c", "r", 0.0, (), {}), ports)
+    context.renew(context_token)
+    manager._contexts.opened(context)
+
+
+async def ended(sidecar: RunningSidecar, manager: WebSocketManagerAdapter, subject: str) -> GivenContext:
+    """The key and the token of a context that has ended, and of which the adapter will be told no more."""
+    async with sidecar.service() as service:
+        async with sidecar.user(subject) as user:
+            await known(sidecar, manager, subject)
+        while subject in manager._contexts.users():
+            await service.factory_stats()
+    return GivenContext(user.isolation_key, user.context_token)
 
 
 async def heard(user: User) -> list[Any]:
@@ -158,6 +177,47 @@ async def test_who_is_not_there_gets_nothing(sidecar: RunningSidecar, manager: W
             await alice.socket.wait_closed()
             assert alice.socket.close_code == 4505
             assert not await manager.send_to_user("alice", "too late")
+
+
+async def test_a_context_that_an_answer_says_is_gone_is_forgotten(
+    sidecar: RunningSidecar, manager: WebSocketManagerAdapter
+) -> None:
+    gone = await ended(sidecar, manager, "alice")
+    of_other_keys = GivenContext("0" * 64, "a.token.of-other-keys")
+    with deprecated():
+        for context in (gone, of_other_keys):
+            for call in ("send_to_user", "emit_critical_event", "broadcast_to_user", "disconnect_user"):
+                told_of(manager, "alice", *context)
+                assert manager.is_user_connected("alice")
+                assert not await CALLS[call](manager)
+                assert not manager.is_user_connected("alice")
+                assert not manager.get_connections("alice")
+    assert manager.get_stats()["messages_failed"] == 8
+
+
+async def test_what_goes_to_all_of_a_users_contexts_goes_though_one_is_gone(
+    sidecar: RunningSidecar, manager: WebSocketManagerAdapter
+) -> None:
+    told_of(manager, "alice", *await ended(sidecar, manager, "alice"))
+    async with sidecar.user("alice") as alice:
+        await known(sidecar, manager, "alice", "alice")
+        with deprecated():
+            assert await manager.broadcast_to_user("alice", "to all of hers")
+            assert await manager.send_to_user("alice", "to the one that is left")
+        assert await heard(alice) == ["to all of hers", "to the one that is left"]
+
+
+async def test_a_context_that_is_not_the_users_is_never_used_again(
+    sidecar: RunningSidecar, manager: WebSocketManagerAdapter
+) -> None:
+    async with sidecar.user("bob") as bob:
+        with deprecated():
+            for call in ("send_to_user", "emit_critical_event", "broadcast_to_user", "disconnect_user"):
+                told_of(manager, "alice", bob.isolation_key, bob.context_token)
+                with pytest.raises(IsolationViolation):
+                    await CALLS[call](manager)
+                assert not await CALLS[call](manager)
+        assert await heard(bob) == []
 
 
 async def test_a_context_opens_nothing_but_itself(sidecar: RunningSidecar) -> None:
