@@ -107,7 +107,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	select {
-	case <-loop.over:
+	case <-loop.denied:
 	case <-loop.stopped:
 	case <-ctx.Done():
 	}
@@ -144,9 +144,9 @@ func (a *Agent) WaitAttached(ctx context.Context) error {
 	}
 }
 
-// Stop takes no more events, lets handlers end until ctx ends, cancels the others and detaches. A handler that is
-// cancelled fails its response streams, so that their users see an end. Idempotent, bounded; of an agent that does not
-// run it does nothing.
+// Stop detaches, lets handlers end until ctx ends, and cancels the others. What is not acknowledged, and what comes from now
+// on, other workers of the service have at once; what is, is handled here. A handler that is cancelled fails its response
+// streams, so that their users see an end. Idempotent, bounded; of an agent that does not run it does nothing.
 func (a *Agent) Stop(ctx context.Context) {
 	select {
 	case <-a.started:

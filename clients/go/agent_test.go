@@ -33,6 +33,8 @@ type attached struct {
 	events     chan *apiv1.AttachResponse_Event   // nil: the call breaks
 	frames     chan []*apiv1.AttachResponse_Event // several in one frame
 	said       chan *apiv1.AttachRequest
+	left       chan struct{} // for each half-close
+	breaks     bool          // a call that is left breaks
 }
 
 func newAttached() *attached {
@@ -41,6 +43,7 @@ func newAttached() *attached {
 		events:     make(chan *apiv1.AttachResponse_Event),
 		frames:     make(chan []*apiv1.AttachResponse_Event),
 		said:       make(chan *apiv1.AttachRequest, 1_000),
+		left:       make(chan struct{}, 10),
 	}
 }
 
@@ -58,6 +61,9 @@ func (a *attached) serve(stream apiv1.AgentService_AttachServer) error {
 		defer close(over)
 		for {
 			request, err := stream.Recv()
+			if errors.Is(err, io.EOF) {
+				a.left <- struct{}{}
+			}
 			if err != nil {
 				return
 			}
@@ -79,6 +85,9 @@ func (a *attached) serve(stream apiv1.AgentService_AttachServer) error {
 				return err
 			}
 		case <-over:
+			if a.breaks {
+				return errBreak
+			}
 			return nil // half-closed
 		}
 	}
@@ -475,6 +484,54 @@ func TestStoppingGivesHandlersTheirGraceThenCancelsThem(t *testing.T) {
 	}
 }
 
+func TestStoppingLeavesBeforeTheHandlersEnd(t *testing.T) {
+	t.Parallel()
+	for _, breaks := range []bool{false, true} {
+		const ours = maxBacklog + 1
+		begun, gate := make(chan string, 2*ours), make(chan struct{})
+		states := make(chan apiv1.StreamState, 4*ours)
+		d := &deliverer{answer: func(stream int, item *apiv1.DeliverRequest_LaneMessage, n uint64) *apiv1.DeliverResponse {
+			states <- item.GetMessage().GetStream().GetState()
+			return takesAll(stream, item, n)
+		}}
+		r := attach(t, d, func(ctx context.Context, _ *AgentContext, m *InboundMessage) error {
+			begun <- m.ID
+			_, _ = m.Reply().Send(ctx, Text("x"))
+			select {
+			case <-gate:
+			case <-ctx.Done():
+			}
+			return ctx.Err()
+		}, WithGrace(0)) // Run's own: it does not shorten that of Stop
+		r.attached.breaks = breaks
+		for n := range ours + 2 {
+			r.attached.events <- message(fmt.Sprint(n), "k", fmt.Sprint(n), "1")
+		}
+		for acknowledged, credit := 0, 0; acknowledged < ours || credit < ours+1; {
+			said := soon(t, r.attached.said)
+			acknowledged += len(said.GetAcknowledge().GetDeliveryIds())
+			credit += int(said.GetCredit().GetCredits())
+		}
+		equal(t, soon(t, begun), "0")
+		stopped := make(chan struct{})
+		go func() { defer close(stopped); r.Stop(context.Background()) }()
+		soon(t, r.attached.left)
+		equal(t, len(begun), 0)
+		close(gate)
+		soon(t, stopped)
+		equal(t, soon(t, r.ended), nil)
+		for n := range ours - 1 {
+			equal(t, soon(t, begun), fmt.Sprint(n+1))
+		}
+		equal(t, len(begun), 0) // what was not acknowledged is another's
+		for range ours {
+			equal(t, soon(t, states), apiv1.StreamState(1))
+			equal(t, soon(t, states), apiv1.StreamState(2))
+		}
+		equal(t, len(r.attached.registered), 1) // it did not attach again
+	}
+}
+
 func TestABacklogOfOneContextIsNotAcknowledgedForEver(t *testing.T) {
 	t.Parallel()
 	acknowledged, room := 0, 0
@@ -495,8 +552,9 @@ func TestABacklogOfOneContextIsNotAcknowledgedForEver(t *testing.T) {
 	equal(t, room, maxBacklog+3)
 	d.mu.Unlock()
 	close(gate)
-	d.finish(within(t))
+	equal(t, d.awaitIdle(within(t).Done()), true)
 	equal(t, acknowledged, maxBacklog+4)
+	d.giveBack()
 	d.receive(made())
 	equal(t, acknowledged, maxBacklog+4) // it takes no more
 }

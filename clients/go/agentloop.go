@@ -30,8 +30,10 @@ type agentLoop struct {
 	pause      *backOff
 
 	base     context.Context // of the handlers: it has the values of Run's, and no end
-	serving  context.Context // of what attaches and refreshes
+	serving  context.Context // of what refreshes
 	end      context.CancelFunc
+	calling  context.Context // of what attaches
+	hangUp   context.CancelFunc
 	running  sync.WaitGroup
 	stream   atomic.Pointer[agentStream] // nil while there is none
 	stopping atomic.Bool
@@ -39,8 +41,9 @@ type agentLoop struct {
 	grace    context.Context
 	noGrace  context.CancelFunc
 	over     chan struct{} // closed when it attaches no more
+	denied   chan struct{} // closed when that is because the sidecar has refused it
 	stopped  chan struct{} // closed when all is over
-	refused  *Error        // what the sidecar refused for good; read it after `over`
+	refused  *Error        // what the sidecar refused for good; read it after `over` or `denied`
 
 	mu       sync.Mutex
 	memory   *agentMemory
@@ -56,12 +59,14 @@ func newAgentLoop(a *Agent, ctx context.Context, ownsClient bool) *agentLoop {
 		pause:      newBackOff(attachBase, attachCap),
 		base:       context.WithoutCancel(ctx),
 		over:       make(chan struct{}),
+		denied:     make(chan struct{}),
 		stopped:    make(chan struct{}),
 		memory:     newAgentMemory(maxRemembered),
 		contexts:   make(map[string]weak.Pointer[AgentContext]),
 		attached:   make(chan struct{}),
 	}
 	made.serving, made.end = context.WithCancel(made.base)
+	made.calling, made.hangUp = context.WithCancel(made.serving)
 	made.grace, made.noGrace = context.WithCancel(made.base)
 	made.sender = a.client.Sender(OnStreamCancelled(func(said StreamCancellation) {
 		made.cancel(said.IsolationKey, said.StreamID, said.ReplyTo)
@@ -77,7 +82,9 @@ func (l *agentLoop) start() {
 	l.running.Go(func() { l.refresh.run(l.serving) })
 	l.running.Go(func() {
 		defer close(l.over)
-		l.refused = l.attach()
+		if l.refused = l.attach(); l.refused != nil {
+			close(l.denied)
+		}
 	})
 }
 
@@ -110,8 +117,8 @@ func (l *agentLoop) attach() *Error {
 		began := time.Now()
 		failed := l.attachOnce()
 		l.setAttached(false)
-		if failed == nil || l.serving.Err() != nil {
-			return nil
+		if failed == nil || l.stopping.Load() {
+			return nil // what others were left must not come back
 		}
 		if l.client.isClosed() {
 			return closedError("the client")
@@ -124,7 +131,7 @@ func (l *agentLoop) attach() *Error {
 		if time.Since(began) >= attachStable {
 			l.pause.reset()
 		}
-		if !sleep(l.serving, nil, l.pause.next(failed.RetryAfter)) {
+		if !sleep(l.calling, nil, l.pause.next(failed.RetryAfter)) {
 			return nil
 		}
 	}
@@ -136,7 +143,7 @@ func (l *agentLoop) tell(failed *Error) {
 	if l.pause.tries > 0 {
 		level = slog.LevelDebug
 	}
-	l.agent.logger().Log(l.serving, level, "not attached; attaching again", "error", failed.name())
+	l.agent.logger().Log(l.calling, level, "not attached; attaching again", "error", failed.name())
 }
 
 func (l *agentLoop) attachOnce() *Error {
@@ -148,7 +155,7 @@ func (l *agentLoop) attachOnce() *Error {
 		l.stream.Store(stream) // what is finished from here on is a credit more
 	})
 	defer l.stream.Store(nil)
-	return stream.run(l.serving, l.client, l.agent.registration.frame(credit))
+	return stream.run(l.calling, l.client, l.agent.registration.frame(credit))
 }
 
 func (l *agentLoop) onRoom() {
@@ -165,7 +172,7 @@ func (l *agentLoop) onEvent(stream *agentStream, frame *apiv1.AttachResponse_Eve
 		return
 	}
 	if l.stopping.Load() {
-		return // not acknowledged, it goes to another worker
+		return // it was under way when this worker left: not acknowledged, it goes to another
 	}
 	h := l.take(frame)
 	if h == nil {
@@ -251,11 +258,15 @@ func (l *agentLoop) stop(ctx context.Context) {
 	}
 }
 
+// stopInOrder leaves first, so that nobody waits for this worker's grace whom another could answer.
 func (l *agentLoop) stopInOrder() {
 	defer close(l.stopped)
 	l.stopping.Store(true)
+	l.dispatcher.giveBack()
+	var leaving sync.WaitGroup
+	leaving.Go(l.halfClose)
 	l.dispatcher.finish(l.grace)
-	l.halfClose()
+	leaving.Wait()
 	l.end()
 	l.running.Wait()
 	l.noGrace()
@@ -265,7 +276,9 @@ func (l *agentLoop) stopInOrder() {
 	}
 }
 
+// halfClose says what is still to be said, then is attached no more; the sidecar hands on what is not acknowledged.
 func (l *agentLoop) halfClose() {
+	defer l.hangUp()
 	stream := l.stream.Load()
 	if stream == nil {
 		return

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -13,7 +14,8 @@ import (
 
 const (
 	// maxBacklog is how many events of one context wait and are acknowledged. What comes beyond stays the sidecar's until
-	// it is begun, whose own bound then tells that client (AGENT_BUSY).
+	// it is begun, whose own bound then tells that client (AGENT_BUSY), and which hands it to another worker when this one
+	// stops.
 	maxBacklog = 32
 	// cancelTimeout is how long a handler may take to end once it is cancelled.
 	cancelTimeout = 10 * time.Second
@@ -26,8 +28,17 @@ type handling struct {
 	key         string
 	closes      bool // the context has ended with it
 	acknowledge func()
+	ours        bool // it is acknowledged
 	answering   *answering
 	handle      func(ctx context.Context) error
+}
+
+// own says that the event is this process's. Said once.
+func (h *handling) own() {
+	if !h.ours {
+		h.ours = true
+		h.acknowledge()
+	}
 }
 
 // answering is one handler at work: whether it is still wanted, and the streams that it has open.
@@ -141,14 +152,13 @@ func (d *dispatcher) receive(h *handling) {
 		first.answering.cancel() // nobody is there to read its answer any more; other work goes on
 	}
 	if first == nil {
-		h.acknowledge()
+		h.own()
 		d.begin(h)
 		return
 	}
 	d.waiting[h.key] = append(d.waiting[h.key], h)
 	if len(d.waiting[h.key]) <= maxBacklog {
-		h.acknowledge()
-		h.acknowledge = func() {}
+		h.own()
 	}
 	d.onRoom()
 }
@@ -173,7 +183,7 @@ func (d *dispatcher) done(h *handling) *handling {
 	if queue := d.waiting[h.key]; len(queue) > 0 {
 		next := queue[0]
 		d.waiting[h.key] = queue[1:]
-		next.acknowledge()
+		next.own()
 		d.running[h.key] = next
 		return next
 	}
@@ -233,11 +243,18 @@ func (d *dispatcher) cancel(isolationKey, streamID, messageID string) {
 	}
 }
 
-// finish lets what was received be handled until ctx ends, then cancels it. It takes no more.
-func (d *dispatcher) finish(ctx context.Context) {
+// giveBack takes no more. What waits and is not acknowledged goes to another worker from now on: it is not begun here.
+func (d *dispatcher) giveBack() {
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.stopping = true
-	d.mu.Unlock()
+	for key, queue := range d.waiting {
+		d.waiting[key] = slices.DeleteFunc(queue, func(h *handling) bool { return !h.ours })
+	}
+}
+
+// finish lets what is left be handled until ctx ends, then cancels it.
+func (d *dispatcher) finish(ctx context.Context) {
 	if !d.awaitIdle(ctx.Done()) {
 		d.logger.Warn("handlers did not end within their grace")
 	}

@@ -44,7 +44,10 @@ export interface LoopParts {
 
 /** One running agent. Runs from its making. */
 export class AgentLoop {
-  /** Resolves when no further event will come; `refusal` says whether the sidecar refused it. Never rejects. */
+  /**
+   * Resolves when no further event will come: the sidecar refused it, `refusal` says whether, or what it had taken when it was
+   * stopped is handled. Never rejects.
+   */
   readonly ended: Promise<void>;
   /** What the sidecar refused for good. */
   refusal: unknown;
@@ -60,9 +63,12 @@ export class AgentLoop {
     if (this.#contexts.get(key)?.deref() === undefined) this.#contexts.delete(key);
   });
   /** Aborted when no further Attach is to be tried. */
-  readonly #over = new AbortController();
+  readonly #leaving = new AbortController();
+  readonly #detached: Promise<void>;
+  #end: () => void = () => undefined;
   #stream: AgentStream | undefined;
   #attached = false;
+  #isDetached = false;
   #isOver = false;
   #whenChanged: (() => void)[] = [];
   #stopping: Promise<void> | undefined;
@@ -85,7 +91,8 @@ export class AgentLoop {
     });
     this.#ports = { client, sender: this.#sender, now };
     this.#refresh = new TokenRefresh({ refresh: (token) => client.refreshContextToken(token), now, logger });
-    this.ended = this.#attach();
+    this.ended = new Promise((resolve) => (this.#end = resolve));
+    this.#detached = this.#attach();
   }
 
   /** Nothing more will come. */
@@ -100,7 +107,7 @@ export class AgentLoop {
     while (!this.#attached) {
       if (this.refusal !== undefined) throw this.refusal as Error;
       signal?.throwIfAborted();
-      if (enough.aborted || this.#isOver) throw deadlinePassed("the sidecar has not registered the agent");
+      if (enough.aborted || this.#isDetached) throw deadlinePassed("the sidecar has not registered the agent");
       await new Promise<void>((resolve) => {
         this.#whenChanged.push(resolve);
         enough.addEventListener("abort", () => {
@@ -119,14 +126,20 @@ export class AgentLoop {
   /** One Attach call after the other, until one is left or refused for good. Never rejects. */
   async #attach(): Promise<void> {
     try {
-      while (!this.#over.signal.aborted && (await this.#attachOnce()));
+      while (!this.#leaving.signal.aborted && (await this.#attachOnce()));
     } catch (failed) {
       // Refused for good; or the client was closed, or the agent stopped, while it waited.
-      if (!this.#over.signal.aborted) this.refusal = failed;
+      if (!this.#leaving.signal.aborted) this.refusal = failed;
     } finally {
-      this.#isOver = true;
+      this.#isDetached = true;
       this.#changed();
+      if (!this.#leaving.signal.aborted) this.#endEvents();
     }
+  }
+
+  #endEvents(): void {
+    this.#isOver = true;
+    this.#end();
   }
 
   /** Whether to attach again. Throws what no further call would change. */
@@ -135,7 +148,7 @@ export class AgentLoop {
     const error = await this.#serve();
     this.#attached = false;
     if (error === undefined) return false;
-    if (this.#over.signal.aborted) return false;
+    if (this.#leaving.signal.aborted) return false; // what others were left must not come back
     const { logger } = this.#parts;
     const why = error.reason || error.code;
     if (!(isPassing(error) || error instanceof Internal)) {
@@ -145,7 +158,7 @@ export class AgentLoop {
     // Once a break is news.
     logger[this.#backOff.tries > 0 ? "debug" : "warn"](`not attached: ${why}; attaching again`);
     if (now() - began >= STABLE_S) this.#backOff.reset();
-    await sleep(this.#backOff.nextS(error.retryAfterS), this.#over.signal);
+    await sleep(this.#backOff.nextS(error.retryAfterS), this.#leaving.signal);
     return true;
   }
 
@@ -180,7 +193,7 @@ export class AgentLoop {
       this.#cancel(frame.isolationKey, streamId, messageId);
       return;
     }
-    if (this.#stopping !== undefined) return; // not acknowledged, it goes to another worker
+    if (this.#stopping !== undefined) return; // it was under way when this worker left: not acknowledged, it goes to another
     const { deliveryId, redelivered } = frame;
     const answering = new Answering();
     const event = eventFrom(frame, this.#contextOf(frame), answering);
@@ -230,20 +243,25 @@ export class AgentLoop {
     await this.#stopping;
   }
 
+  /** Leave first, so that nobody waits for this worker's grace whom another could answer. */
   async #stopInOrder(graceS: number): Promise<void> {
+    this.#dispatcher.giveBack();
+    const left = this.#halfClose();
     await this.#dispatcher.finish(graceS);
-    await this.#halfClose();
+    this.#endEvents();
+    await left;
     this.#refresh.stop();
     if (this.#parts.ownsClient) await this.#parts.client.close();
     else await this.#sender.close();
   }
 
+  /** Say what is still to be said, then be attached no more; the sidecar hands on what is not acknowledged. */
   async #halfClose(): Promise<void> {
     if (this.#attached) this.#stream?.leave();
     else this.#stream?.cancel();
-    this.#over.abort(new DOMException("the agent stops", "AbortError"));
+    this.#leaving.abort(new DOMException("the agent stops", "AbortError"));
     const enough = setTimeout(() => this.#stream?.cancel(), HALF_CLOSE_TIMEOUT_S * 1_000);
-    await this.ended;
+    await this.#detached;
     clearTimeout(enough);
   }
 }

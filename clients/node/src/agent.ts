@@ -160,8 +160,9 @@ export class Agent {
   }
 
   /**
-   * Take no more, let handlers end within the grace, tell the others to by their signal, half-close. Idempotent, bounded. A
-   * handler that is told to end fails its response streams, so that their users see an end.
+   * Detach, let handlers end within the grace, tell the others to by their signal. Idempotent, bounded. What is not
+   * acknowledged, and what comes from now on, other workers of the service have at once; what is, is handled here. A handler
+   * that is told to end fails its response streams, so that their users see an end.
    */
   async stop({ graceS = this.#options.graceS ?? DEFAULT_GRACE_S }: { readonly graceS?: number | undefined } = {}): Promise<void> {
     await this.#loop?.stop(graceS);

@@ -11,7 +11,7 @@ import type { Logger } from "./logger.js";
 
 /**
  * Events of one context that wait and are acknowledged. What comes beyond stays the sidecar's until it is begun, whose own
- * bound then tells that client (AGENT_BUSY).
+ * bound then tells that client (AGENT_BUSY), and which hands it to another worker when this one stops.
  */
 export const MAX_BACKLOG = 32;
 /** How long handlers may take to end once they are told to, in seconds. */
@@ -33,6 +33,10 @@ export class Handling {
 
   get key(): string {
     return this.event.context.isolationKey;
+  }
+
+  get acknowledged(): boolean {
+    return this.#acknowledged;
   }
 
   /** Once. */
@@ -89,6 +93,13 @@ export class Dispatcher {
     for (const { event, answering } of this.#ofContext(isolationKey)) {
       const named = event.kind === "message" && messageId !== "" && event.id === messageId;
       if (named || answering.streams.has(streamId)) answering.cancel();
+    }
+  }
+
+  /** What waits and is not acknowledged goes to another worker from now on: it is not begun here any more. */
+  giveBack(): void {
+    for (const [key, waiting] of this.#waiting) {
+      this.#waiting.set(key, waiting.filter(({ acknowledged }) => acknowledged));
     }
   }
 

@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Agent, ServiceDenied, SidecarClient, StreamCancelled, SubscriptionTaken } from "../src/index.js";
 import type { AgentEvent, AgentOptions, Logger } from "../src/index.js";
+import { MAX_BACKLOG } from "../src/dispatch.js";
 import { Attachments, eventOf, inboundOf } from "./support/attach.js";
 import { acceptAll, Streams } from "./support/deliver.js";
 import type { Came, Deliver } from "./support/deliver.js";
@@ -378,6 +379,58 @@ test("a stopped reader ends; a refused one throws", async () => {
     await agent.stop();
     await reading;
     assert.deepEqual(events, []);
+  });
+});
+
+for (const breaks of [false, true]) {
+  test(`stop leaves before the handlers end, and begins only what it acknowledged; the call breaks: ${breaks}`, async () => {
+    await using(
+      async ({ agent, attachments, streams }) => {
+        const begun: string[] = [];
+        let open: () => void = () => undefined;
+        const gate = new Promise<void>((resolve) => (open = resolve));
+        agent.onMessage(async (_, message) => {
+          begun.push(message.id);
+          await message.reply().send({ json: 1 });
+          await gate;
+        });
+        const run = agent.run();
+        const attachment = await attachments.nth(0);
+        attachment.breaks = breaks;
+        const ids = Array.from({ length: MAX_BACKLOG + 1 }, (_, index) => `q-${index}`);
+        for (const id of [...ids, "beyond-1", "beyond-2"]) attachment.message("a", id, "");
+        await attachment.until(() => attachment.acknowledged.length === ids.length && attachment.credits === ids.length + 1);
+        const stopping = agent.stop({ graceS: 600 });
+        await attachment.until(() => attachment.left);
+        assert.deepEqual(begun, ["q-0"]);
+        open();
+        await stopping;
+        await run;
+        assert.deepEqual(begun, ids);
+        const states = chunks(await streams.nth(0)).map(([, , state]) => state);
+        assert.deepEqual(states, ids.flatMap(() => [1, 2]));
+        assert.equal(attachments.all.length, 1);
+      },
+      { graceS: 0 }, // run's own: it does not shorten that of stop
+    );
+  });
+}
+
+test("a reader is handed what was acknowledged before it ends", async () => {
+  await using(async ({ agent, attachments }) => {
+    const events = agent[Symbol.asyncIterator]();
+    const first = events.next();
+    const attachment = await attachments.nth(0);
+    for (const id of ["1", "2", "3"]) attachment.message("a", id, "");
+    await attachment.until(() => attachment.acknowledged.length === 3);
+    const stopping = agent.stop({ graceS: 600 });
+    await attachment.until(() => attachment.left);
+    const seen: string[] = [];
+    for (let next = await first; next.done !== true; next = await events.next()) {
+      if (next.value.kind === "message") seen.push(next.value.id);
+    }
+    await stopping;
+    assert.deepEqual(seen, ["1", "2", "3"]);
   });
 });
 

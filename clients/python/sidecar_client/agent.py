@@ -187,9 +187,10 @@ class Agent:
         await self._started().wait_attached(timeout_s)
 
     async def stop(self, *, grace_s: float | None = None) -> None:
-        """Take no more, let handlers end within the grace, cancel the others, half-close. Idempotent, bounded.
+        """Detach, let handlers end within the grace, cancel the others. Idempotent, bounded.
 
-        A handler that is cancelled fails its response streams, so that their users see an end.
+        What is not acknowledged, and what comes from now on, other workers of the service have at once; what is, is
+        handled here. A handler that is cancelled fails its response streams, so that their users see an end.
         """
         if self._loop is not None:
             await self._loop.stop(self._grace_s if grace_s is None else grace_s)

@@ -63,6 +63,7 @@ class AgentLoop:
         self._refresh = TokenRefresh(client.refresh_context_token, now, wait_until)
         self._contexts: WeakValueDictionary[str, AgentContext] = WeakValueDictionary()
         self._stream: AgentStream | None = None
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._attached = asyncio.Event()
         self._on_attached = on_attached
         self._stopping = False
@@ -79,23 +80,30 @@ class AgentLoop:
 
     @property
     def over(self) -> bool:
-        """Nothing more will come."""
-        return self._attaching is not None and self._attaching.done()
+        """Nothing more will come: it was refused, or what it had taken when it was stopped is handled."""
+        return self._over.done()
 
     def start(self) -> None:
         """Begin to attach."""
         self._attaching = asyncio.create_task(self._attach())
+        self._attaching.add_done_callback(self._on_attaching_done)
         self._refreshing = asyncio.create_task(self._refresh.run())
 
     def when_over(self, call: Callable[[], None]) -> None:
         """Call it when no further event will come."""
-        assert self._attaching is not None
-        self._attaching.add_done_callback(lambda _: call())
+        self._over.add_done_callback(lambda _: call())
+
+    def _on_attaching_done(self, _: asyncio.Task[None]) -> None:
+        if not self._stopping:  # else what it has taken is still handled
+            self._end_events()
+
+    def _end_events(self) -> None:
+        if not self._over.done():
+            self._over.set_result(None)
 
     async def ended(self) -> None:
-        """Return when it has stopped attaching. Raises the sidecar's refusal. Cancelled, it goes on."""
-        assert self._attaching is not None
-        await asyncio.wait({self._attaching})
+        """Return when no further event will come. Raises the sidecar's refusal. Cancelled, it goes on."""
+        await asyncio.wait({self._over})
         self.raise_refusal()
 
     def raise_refusal(self) -> None:
@@ -127,7 +135,7 @@ class AgentLoop:
             error = await stream.run(self._registration.frame(max(0, self._credits - len(self._dispatcher))))
             self._stream = None
             self._attached.clear()
-            if error is None:
+            if error is None or self._stopping:  # what others were left must not come back
                 return
             if not (is_passing(error) or isinstance(error, Internal)):
                 logger.error("the agent is refused: %s", error)
@@ -166,7 +174,7 @@ class AgentLoop:
             self._cancel(frame.isolation_key, cancelled.stream_id, cancelled.message_id)
             return
         if self._stopping:
-            return  # not acknowledged, it goes to another worker
+            return  # it was under way when this worker left: not acknowledged, it goes to another
         delivery_id = frame.delivery_id
         event = _event_from(frame, kind, self._context_of(frame))
         if event is None or not self._memory.is_new(delivery_id, event, redelivered=frame.redelivered):
@@ -217,10 +225,14 @@ class AgentLoop:
         await asyncio.shield(self._stop)
 
     async def _stop_in_order(self, grace_s: float) -> None:
+        """Leave first, so that nobody waits for this worker's grace whom another could answer."""
+        self._dispatcher.give_back()
+        leaving = asyncio.create_task(self._half_close())
         try:
             await self._dispatcher.finish(grace_s)
         finally:
-            await self._half_close()
+            self._end_events()
+            await asyncio.wait({leaving})
             await _end(self._refreshing)
             if self._owns_client:
                 await self._client.close()
@@ -228,6 +240,7 @@ class AgentLoop:
                 await self._sender.close()
 
     async def _half_close(self) -> None:
+        """Say what is still to be said, then be attached no more; the sidecar hands on what is not acknowledged."""
         attaching, stream = self._attaching, self._stream
         if attaching is not None and stream is not None and self._attached.is_set():
             stream.leave()

@@ -18,7 +18,7 @@ from sidecar_client.errors import ManagerGone
 
 MAX_BACKLOG: Final = 32
 """Events of one context that wait and are acknowledged. What comes beyond stays the sidecar's until it is begun, whose
-own bound then tells that client (AGENT_BUSY)."""
+own bound then tells that client (AGENT_BUSY), and which hands it to another worker when this one stops."""
 CANCEL_TIMEOUT_S: Final = 10.0
 """How long a handler may take to end once it is cancelled."""
 
@@ -28,13 +28,20 @@ logger = logging.getLogger("sidecar_client")
 class Handling:
     """One event, from its receipt to the end of its handler."""
 
-    __slots__ = ("acknowledge", "answering", "event", "key")
+    __slots__ = ("_acknowledge", "acknowledged", "answering", "event", "key")
 
     def __init__(self, event: AgentEvent, acknowledge: Callable[[], None]) -> None:
         self.event = event
-        self.acknowledge = acknowledge
+        self.acknowledged = False
+        self._acknowledge = acknowledge
         self.key = event.context.isolation_key
         self.answering = event.answering if isinstance(event, InboundMessage) else Answering()
+
+    def acknowledge(self) -> None:
+        """The event is this process's. Said once."""
+        if not self.acknowledged:
+            self.acknowledged = True
+            self._acknowledge()
 
 
 class Dispatcher:
@@ -75,7 +82,6 @@ class Dispatcher:
         waiting.append(handling)
         if len(waiting) <= MAX_BACKLOG:
             handling.acknowledge()
-            handling.acknowledge = _done_already
         self._on_room()
 
     def cancel(self, isolation_key: str, stream_id: str, message_id: str) -> None:
@@ -85,6 +91,11 @@ class Dispatcher:
             named = isinstance(event, InboundMessage) and bool(message_id) and event.id == message_id
             if named or stream_id in handling.answering.streams:
                 handling.answering.cancel()
+
+    def give_back(self) -> None:
+        """What waits and is not acknowledged goes to another worker from now on: it is not begun here any more."""
+        for key, waiting in self._waiting.items():
+            self._waiting[key] = deque(handling for handling in waiting if handling.acknowledged)
 
     async def finish(self, grace_s: float) -> None:
         """Let what was received be handled, at most `grace_s` seconds; then cancel it. Takes no more."""
@@ -158,7 +169,3 @@ class Dispatcher:
             _, left = await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT_S)
             if left:
                 logger.error("%d handlers do not end though they were cancelled", len(left))
-
-
-def _done_already() -> None:
-    """In the place of an acknowledgement that was made."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,86 +11,10 @@ import grpc
 import pytest
 
 from sidecar.api.v1 import agent_service_pb2 as pb
-from sidecar.api.v1 import types_pb2
-from sidecar_client import Agent, AgentContext, InboundMessage, Opened, Subscription
+from sidecar_client import AgentContext, InboundMessage, Opened, Subscription
 from sidecar_client.agent_stream import GATHER_S, GATHER_UP_TO, MAX_FRAME_EVENTS, AgentStream, Registration
 from tests.clients.python.agents import within
-
-Script = Callable[["Scripted", Any], Awaitable[None]]
-ALICE = types_pb2.UserContext(tenant_id="default", user_id="alice", connection_id="c-1")
-
-
-class Scripted:
-    """A server of Attach. The script is run for each call, after its `register`."""
-
-    def __init__(self, script: Script) -> None:
-        self.calls = 0
-        self.registered: list[pb.AttachRequest.Register] = []
-        self.tokens: list[str] = []
-        self.frames: asyncio.Queue[pb.AttachRequest] = asyncio.Queue()
-        self._script = script
-        self._server = grpc.aio.server()
-        handler = grpc.stream_stream_rpc_method_handler(
-            self._attach, pb.AttachRequest.FromString, pb.AttachResponse.SerializeToString
-        )
-        self._server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler("sidecar.api.v1.AgentService", {"Attach": handler}),)
-        )
-        self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
-
-    async def start(self) -> None:
-        await self._server.start()
-
-    async def stop(self) -> None:
-        await self._server.stop(None)
-
-    async def _attach(self, _: Any, call: Any) -> None:
-        self.calls += 1
-        self.tokens.append(dict(call.invocation_metadata()).get("x-service-token", ""))
-        self.registered.append((await call.read()).register)
-        await call.write(pb.AttachResponse(registered=pb.AttachResponse.Registered()))
-        await self._script(self, call)
-
-    async def read_on(self, call: Any) -> None:
-        """Keep what the agent says, to its half-close."""
-        while (frame := await call.read()) is not grpc.aio.EOF:
-            self.frames.put_nowait(frame)
-
-    async def said(self, *, acknowledged: int, credit: int) -> list[str]:
-        """The ids of so many acknowledgements, once there has been so much credit too."""
-        ids: list[str] = []
-        while len(ids) < acknowledged or credit > 0:
-            frame = await within(self.frames.get())
-            ids += frame.acknowledge.delivery_ids
-            credit -= frame.credit.credits
-        assert credit == 0
-        return ids
-
-
-def event(delivery_id: str, **kind: Any) -> pb.AttachResponse:
-    return pb.AttachResponse(
-        event=pb.AttachResponse.Event(
-            delivery_id=delivery_id, isolation_key="key", context_token="t", context=ALICE, **kind
-        )
-    )
-
-
-def question(delivery_id: str, message_id: str, **members: Any) -> pb.AttachResponse:
-    inbound = pb.AttachResponse.Inbound(message_id=message_id, event_type="message", payload=b'"why?"', content_type=1)  # type: ignore[arg-type]
-    return event(delivery_id, message=inbound, **members)
-
-
-@asynccontextmanager
-async def scripted(script: Script, **settings: Any) -> AsyncIterator[tuple[Scripted, Agent]]:
-    """A server, and an agent that is attached to it once it has a handler and is entered."""
-    server = Scripted(script)
-    await server.start()
-    agent = Agent("answers", endpoint=server.target, service_token="secret", uniform=lambda: 0.01, **settings)
-    try:
-        yield server, agent
-    finally:
-        await agent.stop(grace_s=1.0)
-        await server.stop()
+from tests.clients.python.scripted_attach import Scripted, event, question, scripted
 
 
 async def test_it_registers_as_it_was_told() -> None:
@@ -209,48 +133,11 @@ async def test_after_a_break_it_registers_for_what_it_has_room_for() -> None:
     assert [register.credits for register in server.registered] == [3, 2]
 
 
-async def test_while_it_stops_what_comes_is_left_to_others() -> None:
-    stopping = asyncio.Event()
-
-    async def script(server: Scripted, call: Any) -> None:
-        await call.write(question("d-1", "q-1"))
-        await stopping.wait()
-        await call.write(question("d-2", "q-2"))
-        await server.read_on(call)
-
-    handled: list[str] = []
-    begun = asyncio.Event()
-    go_on = asyncio.Event()
-    async with scripted(script) as (server, agent):
-
-        @agent.on_message
-        async def answer(context: AgentContext, message: InboundMessage) -> None:
-            handled.append(message.id)
-            begun.set()
-            await go_on.wait()
-
-        async with agent:
-            await within(begun.wait())
-            stop = asyncio.create_task(agent.stop(grace_s=10))
-            await asyncio.sleep(0)
-            stopping.set()
-            go_on.set()
-            await within(stop)
-        ids = [each for frame in iter_now(server.frames) for each in frame.acknowledge.delivery_ids]
-    assert (handled, ids) == (["q-1"], ["d-1"])
-
-
-def iter_now(queue: asyncio.Queue[Any]) -> list[Any]:
-    """All that is in it."""
-    return [queue.get_nowait() for _ in range(queue.qsize())]
-
-
 async def test_the_newest_token_is_the_one_that_is_used() -> None:
     async def script(server: Scripted, call: Any) -> None:
         for number in (1, 2):
-            frame = event(f"d-{number}", opened=pb.AttachResponse.Opened())
-            frame.event.context_token = f"token-{number}"
-            await call.write(frame)
+            opened = pb.AttachResponse.Opened()
+            await call.write(event(f"d-{number}", context_token=f"token-{number}", opened=opened))
         await server.read_on(call)
 
     async with scripted(script) as (_, agent), agent:

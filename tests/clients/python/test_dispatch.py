@@ -80,6 +80,20 @@ async def test_a_long_backlog_stays_the_sidecars_until_it_is_begun() -> None:
     assert setting.acknowledged == setting.begun == setting.ended == ids
 
 
+async def test_what_is_given_back_is_what_was_not_acknowledged() -> None:
+    setting = Setting()
+    ids = [f"a-{number}" for number in range(MAX_BACKLOG + 3)]
+    for each in ids:
+        setting.receive(message(each))
+    setting.receive(message("b-0", "bob"))
+    await settle()
+    setting.dispatcher.give_back()
+    ours = [*ids[: MAX_BACKLOG + 1], "b-0"]
+    await setting.end(*ours)
+    assert sorted(setting.acknowledged) == sorted(setting.begun) == sorted(setting.ended) == sorted(ours)
+    await setting.dispatcher.finish(60.0)
+
+
 async def test_a_cancel_hits_its_own_message_however_late() -> None:
     setting = Setting()
     setting.receive(message("a-0"))

@@ -12,6 +12,8 @@ export class Attachment {
   readonly acknowledged: string[] = [];
   credits = 0;
   left = false;
+  /** Whether the call breaks when it is left. */
+  breaks = false;
   readonly #waiting: (() => void)[] = [];
 
   constructor(call: AttachCall, answer: boolean) {
@@ -19,7 +21,8 @@ export class Attachment {
     call.on("error", () => undefined);
     call.on("end", () => {
       this.left = true;
-      call.end();
+      if (this.breaks) this.break();
+      else call.end();
       this.#tell();
     });
     call.on("data", ({ frame }: AttachRequest) => {

@@ -154,7 +154,8 @@ public final class Agent implements AutoCloseable {
   }
 
   /**
-   * Take no more, let handlers end within the grace, interrupt the others, half-close. Idempotent, bounded. A handler
+   * Detach, let handlers end within the grace, interrupt the others. Idempotent, bounded. What is not acknowledged,
+   * and what comes from now on, other workers of the service have at once; what is, is handled here. A handler
    * that is interrupted fails its response streams, so that their users see an end. A second call waits for the
    * first; one without grace has the handlers end sooner.
    *

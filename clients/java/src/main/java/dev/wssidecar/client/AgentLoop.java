@@ -38,8 +38,11 @@ final class AgentLoop implements AgentStream.Events {
   private final Dispatcher dispatcher;
   private final TokenRefresh refresh;
 
-  /** Done when no further event will come; failed by what the sidecar refused for good. */
+  /** Done when no further event will be handled; failed by what the sidecar refused for good. */
   private final CompletableFuture<Void> over = new CompletableFuture<>();
+
+  /** Done when the call that a stop has left is over. */
+  private final CompletableFuture<Void> detached = new CompletableFuture<>();
 
   private final CompletableFuture<Void> firstAttached = new CompletableFuture<>();
 
@@ -70,7 +73,7 @@ final class AgentLoop implements AgentStream.Events {
     return sender;
   }
 
-  /** Returns when no further event will come; throws what the sidecar refused for good. */
+  /** Returns when no further event will be handled; throws what the sidecar refused for good. */
   void awaitOver() throws InterruptedException {
     await(over, Long.MAX_VALUE);
   }
@@ -157,7 +160,7 @@ final class AgentLoop implements AgentStream.Events {
       attached = false;
       stable = System.nanoTime() - began >= STABLE_NANOS;
       if (stopping) {
-        over.complete(null);
+        detached.complete(null); // and not attached again: what others were left must not come back
         return;
       }
     }
@@ -211,7 +214,7 @@ final class AgentLoop implements AgentStream.Events {
     }
     synchronized (this) {
       if (stopping) {
-        return; // not acknowledged, it goes to another worker
+        return; // it was under way when this worker left: not acknowledged, it goes to another
       }
     }
     String deliveryId = frame.getDeliveryId();
@@ -295,13 +298,18 @@ final class AgentLoop implements AgentStream.Events {
 
   // The end
 
-  /** Let handlers end within the grace, interrupt the others, half-close, close the sender. Called once. */
+  /**
+   * Half-close, let handlers end within the grace, interrupt the others, close the sender. Called once. It
+   * leaves first, so that nobody waits for this worker's grace whom another could answer.
+   */
   void stop(Duration grace) {
     synchronized (this) {
       stopping = true;
     }
-    dispatcher.finish(grace);
+    dispatcher.giveBack();
     halfClose();
+    dispatcher.finish(grace);
+    awaitDetached();
     refresh.stop();
     sender.close();
     over.complete(null);
@@ -314,28 +322,32 @@ final class AgentLoop implements AgentStream.Events {
     dispatcher.giveUp();
   }
 
-  private void halfClose() {
-    AgentStream leaving;
-    synchronized (this) {
-      leaving = stream;
-      if (leaving == null) {
-        return;
-      }
-      if (attached) {
-        leaving.leave();
-      } else {
-        leaving.cancel();
-      }
+  /**
+   * Say what is still to be said, then be attached no more; the sidecar hands on what is not acknowledged. Does
+   * not wait for it, and gives the call up after a while.
+   */
+  private synchronized void halfClose() {
+    AgentStream leaving = stream;
+    if (leaving == null) {
+      detached.complete(null);
+      return;
     }
-    try {
-      if (!await(over, HALF_CLOSE_TIMEOUT.toNanos())) {
-        leaving.cancel();
-      }
-    } catch (InterruptedException interrupted) {
+    if (attached) {
+      leaving.leave();
+    } else {
       leaving.cancel();
+    }
+    detached
+        .completeOnTimeout(null, HALF_CLOSE_TIMEOUT.toNanos(), TimeUnit.NANOSECONDS)
+        .thenRun(leaving::cancel);
+  }
+
+  private void awaitDetached() {
+    try {
+      await(detached, Long.MAX_VALUE);
+    } catch (InterruptedException interrupted) {
+      detached.complete(null);
       Thread.currentThread().interrupt();
-    } catch (SidecarException refused) {
-      // Told to whoever runs the agent.
     }
   }
 }

@@ -22,7 +22,7 @@ import java.util.concurrent.locks.ReentrantLock;
 final class Dispatcher {
   /**
    * Events of one context that wait and are acknowledged. What comes beyond stays the sidecar's until it is begun, whose own
-   * bound then tells that client (AGENT_BUSY).
+   * bound then tells that client (AGENT_BUSY), and which hands it to another worker when this one stops.
    */
   static final int MAX_BACKLOG = 32;
 
@@ -36,6 +36,7 @@ final class Dispatcher {
   private final Condition changed = lock.newCondition();
   private final Map<String, Handling> running = new HashMap<>();
   private final Map<String, Deque<Handling>> waiting = new HashMap<>();
+  private boolean leaving;
   private boolean stopping;
   private boolean givenUp;
 
@@ -71,8 +72,13 @@ final class Dispatcher {
     Handling before;
     lock.lock();
     try {
+      if (leaving) {
+        return; // not acknowledged, it goes to another worker
+      }
       before = running.putIfAbsent(handling.key(), handling);
-      if (before != null) {
+      if (before == null) {
+        handling.acknowledge();
+      } else {
         enqueue(handling);
       }
     } finally {
@@ -120,7 +126,6 @@ final class Dispatcher {
 
   /** Begin one; its context has none running. */
   private void start(Handling handling) {
-    handling.acknowledge();
     try {
       executor.execute(() -> run(handling));
     } catch (RejectedExecutionException shutDown) {
@@ -176,6 +181,7 @@ final class Dispatcher {
         running.remove(handling.key());
         changed.signalAll();
       } else {
+        following.acknowledge();
         running.put(handling.key(), following);
       }
     } finally {
@@ -190,7 +196,21 @@ final class Dispatcher {
 
   // The end
 
-  /** Let what was received be handled, at most that long; then interrupt it. Takes no more. */
+  /**
+   * Take no more. What waits and is not acknowledged goes to another worker from now on: it is not begun
+   * here any more.
+   */
+  void giveBack() {
+    lock.lock();
+    try {
+      leaving = true;
+      waiting.values().forEach(line -> line.removeIf(handling -> !handling.acknowledged));
+    } finally {
+      lock.unlock();
+    }
+  }
+
+  /** Let what is left be handled, at most that long; then interrupt it. */
   void finish(Duration grace) {
     boolean interrupted = false;
     lock.lock();
@@ -244,7 +264,8 @@ final class Dispatcher {
   private static final class Handling {
     private final AgentEvent event;
     private final Answering answering;
-    private Runnable acknowledge;
+    private final Runnable acknowledge;
+    private boolean acknowledged;
 
     private Handling(AgentEvent event, Answering answering, Runnable acknowledge) {
       this.event = event;
@@ -262,11 +283,12 @@ final class Dispatcher {
           && message.id().equals(messageId);
     }
 
-    /** Once. */
+    /** Once; under the lock, so that all that is begun was said before the agent leaves. */
     private void acknowledge() {
-      Runnable say = acknowledge;
-      acknowledge = () -> {};
-      say.run();
+      if (!acknowledged) {
+        acknowledged = true;
+        acknowledge.run();
+      }
     }
   }
 }

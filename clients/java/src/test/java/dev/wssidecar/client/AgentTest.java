@@ -344,6 +344,50 @@ class AgentTest {
   }
 
   @Test
+  void stopLeavesBeforeItsHandlersEndAndBeginsOnlyWhatItAcknowledged() throws Exception {
+    int ours = Dispatcher.MAX_BACKLOG + 1;
+    Attached attached =
+        start(
+            builder()
+                .onMessage(
+                    (context, message) -> {
+                      if (message.text().equals("0")) {
+                        message.reply().sendText("one");
+                        go.await();
+                      }
+                      seen.add(message.text());
+                    }));
+    for (int each = 0; each < ours + 2; each++) {
+      attached.message("" + each, "key-a", "m" + each, "" + each);
+    }
+    for (int each = 0; each < ours; each++) {
+      assertEquals("" + each, attached.nextAcknowledged());
+    }
+    for (int credit = 0; credit < ours + 1; ) {
+      credit += attached.nextCredit(); // of all that waits: it has come
+    }
+    Chunks chunks = new Chunks(server.nextDeliver());
+    assertEquals("0 OPEN one  m0", chunks.next());
+    chunks.accept();
+    CompletableFuture<Void> stopping =
+        CompletableFuture.runAsync(() -> agent.stop(Duration.ofMinutes(10)));
+    assertEquals("half-closed", ScriptedSidecar.taken(attached.stream.ends));
+    attached.stream.fail(Status.UNAVAILABLE.asRuntimeException());
+    assertTrue(seen.isEmpty());
+    go.countDown();
+    assertEquals("1 END   m0", chunks.next());
+    chunks.accept();
+    for (int each = 0; each < ours; each++) {
+      assertEquals("" + each, take());
+    }
+    assertEquals("half-closed", ScriptedSidecar.taken(chunks.stream.ends));
+    chunks.stream.complete();
+    stopping.get(10, TimeUnit.SECONDS);
+    assertTrue(seen.isEmpty()); // what was not acknowledged is another's
+    assertTrue(server.attaches.isEmpty()); // it did not attach again
+  }
+
+  @Test
   void stopLetsHandlersEndThenInterruptsAndFailsTheirStreams() throws Exception {
     Attached attached =
         start(
@@ -361,10 +405,10 @@ class AgentTest {
     assertEquals("sent", take());
     CompletableFuture<Void> stopping =
         CompletableFuture.runAsync(() -> agent.stop(Duration.ofMillis(100)));
-    assertEquals("1 ERROR   m1", chunks.next());
-    chunks.accept();
     assertEquals("half-closed", ScriptedSidecar.taken(attached.stream.ends));
     attached.stream.complete();
+    assertEquals("1 ERROR   m1", chunks.next());
+    chunks.accept();
     assertEquals("half-closed", ScriptedSidecar.taken(chunks.stream.ends));
     chunks.stream.complete();
     stopping.get(10, TimeUnit.SECONDS);
