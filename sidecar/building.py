@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sidecar.config import StartError
 from sidecar.core.identity import Scope
 from sidecar.core.limits import Limits
 from sidecar.core.outbox import OutboxLimits
-from sidecar.security.files import SettingError, naming
+from sidecar.security.files import SettingError
 from sidecar.security.keys import load_key_set
 from sidecar.security.revocations import RevocationList
 from sidecar.security.service_auth import ServiceAuthenticator
@@ -112,15 +113,15 @@ def outbox_store(config: Config, writes: WriteBatch) -> MemoryOutboxStore | Sqli
     storage = config.storage
     if storage.kind == "memory":
         return MemoryOutboxStore()
+    from sidecar.storage.sqlite.database import is_there
     from sidecar.storage.sqlite.errors import StoreInUse, StoreUnusable
     from sidecar.storage.sqlite.store import SqliteOutboxStore
 
     assert storage.path is not None
     assert storage.key_file is not None
-    with naming("storage.path", "opened"):
-        exists = storage.path.exists() and storage.path.stat().st_size > 0
-    key = load_storage_key(storage.key_file, store_exists=exists)
     try:
+        # A file that is not a store of ours has no key to be missed: its own fault is the one to tell.
+        key = load_storage_key(storage.key_file, store_exists=partial(is_there, storage.path))
         return SqliteOutboxStore(storage.path, key, writes)
     except StoreUnusable as error:
         raise SettingError(error.setting, error.rule) from None

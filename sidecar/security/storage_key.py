@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -12,15 +13,16 @@ KEY_BYTES: Final = 32
 _SETTING: Final = "storage.key_file"
 
 
-def load_storage_key(path: Path, *, store_exists: bool) -> bytes:
+def load_storage_key(path: Path, *, store_exists: Callable[[], bool]) -> bytes:
     """The key in that file (64 hexadecimal digits), made with mode 0600 where there is none. Blocking.
 
-    Raises SettingError; also where the file is missing though the store exists: another key could read nothing of it.
+    `store_exists` is asked where the file is missing, before one is made; what it raises passes through. Raises
+    SettingError; also where the file is missing though the store exists: another key could read nothing of it.
     """
     with naming(_SETTING, "read"):
         missing = not path.exists()
     if missing:
-        if store_exists:
+        if store_exists():
             raise SettingError(_SETTING, "must be the key that the database was made with; the file is missing")
         with naming(_SETTING, "written"):
             create_private(path, f"{secrets.token_hex(KEY_BYTES)}\n".encode())

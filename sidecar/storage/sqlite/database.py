@@ -10,8 +10,8 @@ import os
 import sqlite3
 import stat
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -82,14 +82,10 @@ def open_database(
     `seal` is the key file's, `factory` makes the connection that may write. Raises StoreUnusable, StoreInUse.
     """
     path = path.absolute()
-    try:
+    with _opening():
         if _is_ours(path, len(migrations)):
             _check_whole(path, seal, migrations)
         connection = factory(path, timeout=0.0, isolation_level=None, check_same_thread=False)
-    except OSError as error:
-        raise StoreUnusable("path", f"the file cannot be opened: {error.strerror}") from None
-    except sqlite3.Error:
-        raise StoreUnusable("path", "the file cannot be opened") from None
     try:
         _take(connection)
         _migrate(connection, migrations)
@@ -104,6 +100,24 @@ def open_database(
         connection.close()
         raise
     return connection
+
+
+def is_there(path: Path) -> bool:
+    """Whether the file is a database of ours, as whole as can be seen without its key; False: it has yet to be made.
+
+    Makes and changes nothing. Raises StoreUnusable, StoreInUse.
+    """
+    path = path.absolute()
+    with _opening():
+        try:
+            path.lstat()
+        except FileNotFoundError:
+            path.parent.stat()
+            return False
+        if not _is_ours(path, len(MIGRATIONS)):
+            return False
+        _check_whole(path, None, MIGRATIONS)
+    return True
 
 
 def load(connection: sqlite3.Connection, seal: Seal) -> Loaded:
@@ -157,6 +171,16 @@ def _load_context(
     return LoadedContext(context, own, frames, identities, RestoredContext(stored, stands, kept, inbound[::-1]))
 
 
+@contextmanager
+def _opening() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnusable("path", f"the file cannot be opened: {error.strerror}") from None
+    except sqlite3.Error:
+        raise StoreUnusable("path", "the file cannot be opened") from None
+
+
 def _is_ours(path: Path, newest: int) -> bool:
     """False for a file that is empty, or made now. Raises StoreUnusable for one that is not ours, and OSError."""
     try:
@@ -185,10 +209,11 @@ def _check_version(version: int, newest: int) -> None:
         raise StoreUnusable("path", "the file was written by a newer version of the sidecar")
 
 
-def _check_whole(path: Path, seal: Seal, migrations: Sequence[str]) -> None:
+def _check_whole(path: Path, seal: Seal | None, migrations: Sequence[str]) -> None:
     """Read-only, so that nothing of a damaged file is changed, not even by taking its write-ahead log in.
 
-    The version once more: the log may hold a later one than the header. An older file is read when it is migrated.
+    Without a seal what needs none is checked. The version once more: the log may hold a later one than the header. An
+    older file is read when it is migrated.
     """
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", timeout=0.0, uri=True)) as connection:
@@ -198,7 +223,7 @@ def _check_whole(path: Path, seal: Seal, migrations: Sequence[str]) -> None:
             version = _version(connection)
             _check_version(version, len(migrations))
             _check_schema(connection, migrations[:version])
-            if version == len(migrations):
+            if seal is not None and version == len(migrations):
                 _has_key(connection, seal)
                 load(connection, seal)
     except sqlite3.DatabaseError as error:

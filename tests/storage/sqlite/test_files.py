@@ -126,13 +126,15 @@ def test_a_key_is_made_once_and_private(tmp_path: Path) -> None:
     path = tmp_path / "outbox.key"
     before = os.umask(0)
     try:
-        key = load_storage_key(path, store_exists=False)
+        key = load_storage_key(path, store_exists=lambda: False)
     finally:
         os.umask(before)
     assert len(key) == KEY_BYTES
     assert mode(path) == 0o600
-    assert load_storage_key(path, store_exists=True) == load_storage_key(path, store_exists=False) == key
-    other = load_storage_key(tmp_path / "other.key", store_exists=False)
+    assert (
+        load_storage_key(path, store_exists=lambda: True) == load_storage_key(path, store_exists=lambda: False) == key
+    )
+    other = load_storage_key(tmp_path / "other.key", store_exists=lambda: False)
     assert other != key
     assert sorted(file.name for file in tmp_path.iterdir()) == ["other.key", "outbox.key"]
 
@@ -155,7 +157,7 @@ def test_a_key_file_that_is_not_good_is_refused(tmp_path: Path, text: str, permi
     path.write_text(text)
     path.chmod(permissions)
     with pytest.raises(SettingError) as raised:
-        load_storage_key(path, store_exists=False)
+        load_storage_key(path, store_exists=lambda: False)
     assert str(raised.value) == f"storage.key_file: {rule}"
     assert path.read_text() == text
 
@@ -177,13 +179,13 @@ def test_a_key_file_that_cannot_be_made_is_refused(tmp_path: Path, prepare: Call
     folder.mkdir()
     prepare(folder / name)
     with pytest.raises(SettingError) as raised:
-        load_storage_key(folder / name, store_exists=False)
+        load_storage_key(folder / name, store_exists=lambda: False)
     assert raised.value.setting == "storage.key_file"
     assert raised.value.rule.startswith("the file cannot be ")
 
 
 def test_a_key_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
     with pytest.raises(SettingError) as raised:
-        load_storage_key(tmp_path / "outbox.key", store_exists=True)
+        load_storage_key(tmp_path / "outbox.key", store_exists=lambda: True)
     assert raised.value.rule == "must be the key that the database was made with; the file is missing"
     assert not (tmp_path / "outbox.key").exists()

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from sidecar.core.writes import WriteBatch
-from sidecar.storage.sqlite.database import MIGRATIONS, open_database
-from sidecar.storage.sqlite.errors import StoreUnusable
+from sidecar.storage.sqlite.database import MIGRATIONS, is_there, open_database
+from sidecar.storage.sqlite.errors import StoreInUse, StoreUnusable
 from sidecar.storage.sqlite.store import SqliteOutboxStore
 from tests.storage.sqlite.stage import KEY, SEAL, copied, read
 
@@ -183,3 +183,17 @@ def test_what_is_damaged_inside_an_older_version_is_refused(kept: Path) -> None:
         SqliteOutboxStore(kept, KEY, WriteBatch(), lambda path, seal: open_database(path, seal, migrations=newer))
     with closing(sqlite3.connect(kept, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
+
+
+# Looked at without the key
+
+
+def test_whether_it_is_there_is_said_without_its_key(kept: Path, closed: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.db"
+    empty.touch()
+    for path, there in ((kept, True), (closed, True), (empty, False), (tmp_path / "none.db", False)):
+        before = contents(path.parent)
+        assert is_there(path) is there
+        assert contents(path.parent) == before
+    with closing(open_database(closed, SEAL)), pytest.raises(StoreInUse):
+        is_there(closed)

@@ -126,13 +126,39 @@ def test_the_start_is_refused_and_the_files_are_left(stage: Stage, prepare: Call
         ("outbox.db", "x" * 300, "storage.key_file: the file cannot be read: File name too long"),
         ("outbox.db", "none/key", "storage.key_file: the file cannot be written: No such file or directory"),
         ("outbox.db", ".", "storage.key_file: must be a regular file"),
-        (".", "outbox.key", f"storage.key_file: {ANOTHER}; the file is missing"),
+        (".", "outbox.key", "storage.path: must be a regular file"),
     ],
 )
 def test_a_path_that_leads_nowhere_is_refused(stage: Stage, path: str, key_file: str, line: str) -> None:
     stage.settle(context_tokens=KEYS, storage=f'kind = "sqlite"\npath = "{path}"\nkey_file = "{key_file}"')
     (done,) = stage.run(SERVE)
     assert (done.code, done.out, done.lines) == (78, "", [line])
+    assert not any(name.startswith("outbox.") for name in stage.seen())
+
+
+@pytest.mark.parametrize(
+    ("prepare", "line"),
+    [
+        (text, f"storage.path: {OURS}something else"),
+        (theirs, f"storage.path: {OURS}another program's"),
+        (pipe, "storage.path: must be a regular file"),
+        (newer, "storage.path: the file was written by a newer version of the sidecar"),
+        (damaged, f"storage.path: {DAMAGED}"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_the_fault_of_the_file_is_told_before_that_of_its_key(
+    stage: Stage, prepare: Callable[[Stage], None], line: str
+) -> None:
+    """A first start: whoever set a wrong path has no key file yet, and must not be sent to look for one."""
+    prepare(stage)
+    (stage.folder / "outbox.key").unlink(missing_ok=True)
+    stage.settle(context_tokens=KEYS, storage='kind = "sqlite"\npath = "outbox.db"\nkey_file = "outbox.key"')
+    before = stage.seen()["outbox.db"]
+    (done,) = stage.run(SERVE)
+    assert (done.code, done.out, done.lines) == (78, "", [line])
+    assert stage.seen()["outbox.db"] == before
+    assert "outbox.key" not in stage.seen()
 
 
 def test_a_second_process_is_refused(stage: Stage) -> None:
