@@ -24,6 +24,8 @@ from sidecar_client.sender_core import SenderCore, SenderLimits, StreamCancellat
 from sidecar_client.values import Receipt
 
 CLOSE_TIMEOUT_S: Final = 5.0
+HALF_CLOSE_S: Final = 0.2
+"""How long a stream on which all is answered may take to end in order: nothing is lost where it is cut off."""
 _PASSING: Final = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.CANCELLED,
@@ -62,13 +64,15 @@ class Sender:
         self._core = SenderCore(
             limits,
             report_acknowledged=report_acknowledged,
-            on_left=self._room.release,
+            on_left=self._left,
             on_stream_cancelled=on_stream_cancelled,
         )
         self._back_off = BackOff(BASE_S, CAP_S, uniform)
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._closing = False
+        self._streaming = False
+        self._answered = asyncio.Event()  # once it closes: nothing is queued, and nothing unanswered
 
     def __repr__(self) -> str:
         return f"Sender({'closing' if self._closing else 'open'}, {self._core!r})"
@@ -142,22 +146,41 @@ class Sender:
         self._work.set()
         return entry
 
+    def _left(self) -> None:
+        self._room.release()
+        if self._closing and not self._core.in_flight:
+            self._answered.set()
+
     async def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """Take no more, write what is queued, half-close, wait for the receipts, at most `timeout_s`. Idempotent.
 
-        What has no answer by then fails with TransportError, CANCELLED.
+        At once where nothing is queued or unanswered, also while the sidecar is away. What has no answer by then fails
+        with TransportError, CANCELLED.
         """
         self._closing = True
         self._work.set()
+        if not self._core.in_flight:
+            self._answered.set()
         try:
             if self._task is not None:
-                await asyncio.wait({self._task}, timeout=timeout_s)
+                await self._finish(self._task, timeout_s)
         finally:
             if self._task is not None:
                 self._task.cancel()
                 await asyncio.gather(self._task, return_exceptions=True)
             self._core.fail_all(TransportError(grpc.StatusCode.CANCELLED, "", "the sender was closed"))
             self._on_closed(self)
+
+    async def _finish(self, task: asyncio.Task[None], timeout_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        answered = asyncio.create_task(self._answered.wait())
+        try:
+            await asyncio.wait({task, answered}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            answered.cancel()
+        if self._answered.is_set() and self._streaming:
+            await asyncio.wait({task}, timeout=max(min(HALF_CLOSE_S, deadline - loop.time()), 0.0))
 
     # The stream
 
@@ -184,12 +207,14 @@ class Sender:
         """One stream, from its first frame to its end; why it ended. It has no deadline: its messages have."""
         deliver: Any = self._stubs.delivery.Deliver
         call = deliver()
+        self._streaming = True
         writer = asyncio.create_task(self._write(call))
         try:
             await self._read(call)
         except grpc.aio.AioRpcError as failed:
             return error_from_call(failed)
         finally:
+            self._streaming = False
             writer.cancel()
             call.cancel()
             await asyncio.gather(writer, return_exceptions=True)

@@ -20,6 +20,7 @@ from sidecar_client.errors import SidecarError, TransportError, error_from_call
 from sidecar_client.health import THE_WHOLE, is_serving, watch_method
 from sidecar_client.messages import BatchItem, MessageOptions
 from sidecar_client.retries import BASE_S, CAP_S, Retries
+from sidecar_client.sender import CLOSE_TIMEOUT_S
 from sidecar_client.sender_core import SenderLimits, StreamCancellation
 from sidecar_client.sync_sender import SyncSender
 from sidecar_client.tracing import trace_context
@@ -81,10 +82,17 @@ class SidecarClient:
         self.close()
 
     def close(self) -> None:
-        """Close the senders, each bounded, then the channel; calls under way end with TransportError. Idempotent."""
+        """Close the senders side by side, within 5 s, then the channel; calls under way then end with TransportError.
+
+        Idempotent.
+        """
         self._closed.set()
-        for sender in tuple(self._senders):
-            sender.close()
+        senders = tuple(self._senders)
+        deadline = time.monotonic() + CLOSE_TIMEOUT_S
+        for sender in senders:
+            sender.begin_to_close()
+        for sender in senders:
+            sender.close(max(deadline - time.monotonic(), 0.0))
         self._channel.close()
 
     def wait_until_ready(self, timeout_s: float | None = None) -> None:

@@ -16,6 +16,7 @@ from sidecar_client.errors import (
     ManagerGone,
     TransportError,
 )
+from sidecar_client.sender import CLOSE_TIMEOUT_S
 from sidecar_client.values import DeliveryState, Receipt
 from tests.clients.python.both import opened
 from tests.support.fault_proxy import Admission, FaultProxy, fault_proxy
@@ -30,6 +31,12 @@ async def behind_a_proxy(sidecar: RunningSidecar, kind: str) -> AsyncIterator[tu
         opened(kind, endpoint=proxy.target, uniform=lambda: 0.0) as client,
     ):
         yield proxy, client
+
+
+async def all_have_one(*senders: Any) -> None:
+    """Once each has a message on its way."""
+    while not all(sender.in_flight for sender in senders):  # noqa: ASYNC110 - a thread's sender has no event to wait for
+        await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("spoil", ["cut", "reset"])
@@ -218,6 +225,62 @@ async def test_closing_is_bounded_and_fails_what_has_no_answer(sidecar: RunningS
         if isinstance(failed.value, TransportError):
             assert failed.value.code is grpc.StatusCode.CANCELLED
             assert not failed.value.definite
+
+
+async def test_closing_with_nothing_to_do_takes_no_time_while_nobody_is_there(kind: str) -> None:
+    (port,) = free_ports(1)
+    async with opened(kind, endpoint=f"127.0.0.1:{port}") as client:
+        senders = [client.sender() for _ in range(3)]
+        for sender in senders:
+            with pytest.raises(TransportError):
+                await sender.send("key", "token", json=1, timeout_s=0.1)
+        async with asyncio.timeout(CLOSE_TIMEOUT_S / 2):
+            await client.close()
+
+
+async def test_closing_with_nothing_to_do_does_not_wait_for_a_connection_that_is_dead(
+    sidecar: RunningSidecar, kind: str
+) -> None:
+    async with behind_a_proxy(sidecar, kind) as (proxy, client), sidecar.user("alice") as alice:
+        sender = client.sender()
+        await sender.send(alice.isolation_key, alice.context_token, json=1)
+        proxy.latest.stall()
+        async with asyncio.timeout(CLOSE_TIMEOUT_S / 2):
+            await sender.close()
+
+
+async def test_closing_ends_with_the_deadline_of_the_last_message(kind: str) -> None:
+    (port,) = free_ports(1)
+    async with opened(kind, endpoint=f"127.0.0.1:{port}") as client:
+        sender = client.sender()
+        send = asyncio.ensure_future(sender.send("key", "token", json=1, timeout_s=0.3))
+        await all_have_one(sender)
+        async with asyncio.timeout(CLOSE_TIMEOUT_S / 2):
+            await sender.close()
+        with pytest.raises(TransportError) as late:
+            await send
+        assert late.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_the_senders_of_a_client_close_side_by_side(kind: str) -> None:
+    """While the first has something to wait for, the others take no more either."""
+    (port,) = free_ports(1)
+    async with opened(kind, endpoint=f"127.0.0.1:{port}") as client:
+        senders = [client.sender() for _ in range(3)]
+        sends = [asyncio.ensure_future(sender.send("key", "token", json=1, timeout_s=1.5)) for sender in senders]
+        await all_have_one(*senders)
+        closing = asyncio.ensure_future(client.close())
+        still_open = list(senders)
+        while still_open and not any(send.done() for send in sends):
+            try:
+                await still_open[-1].send("key", "token", json=2, timeout_s=0.01)
+            except RuntimeError:
+                still_open.pop()
+            except TransportError:
+                continue
+        assert not still_open
+        await closing
+        assert {type(error) for error in await asyncio.gather(*sends, return_exceptions=True)} == {TransportError}
 
 
 def test_limits_of_a_sender_are_checked() -> None:
