@@ -70,7 +70,8 @@ class SendToUserRequest(google.protobuf.message.Message):
     @property
     def wait_for_ack(self) -> google.protobuf.duration_pb2.Duration:
         """Hold the answer until the message is acknowledged or dropped, the context ends, the sidecar stops, or that long: 0 to 60
-        seconds. Then OK with the state as it is. The call's deadline must be later. Default: answer at once.
+        seconds. Then OK with the state as it is. The call's deadline must be later. At most 64 answers of a context are held at a
+        time, and 10,000 in all; one more is answered at once with the state as it is. Default: answer at once.
         """
 
     def __init__(
@@ -132,7 +133,8 @@ class EmitCriticalEventRequest(google.protobuf.message.Message):
     @property
     def wait_for_ack(self) -> google.protobuf.duration_pb2.Duration:
         """Hold the answer until the event is acknowledged, the context ends, the sidecar stops, or that long: 0 to 60 seconds. Then
-        OK with the state as it is. The call's deadline must be later. Default: answer at once.
+        OK with the state as it is. The call's deadline must be later. At most 64 answers of a context are held at a time, and
+        10,000 in all; one more is answered at once with the state as it is. Default: answer at once.
         """
 
     def __init__(

@@ -87,7 +87,8 @@ type SendToUserRequest struct {
 	// The message. Required.
 	Message *Message `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
 	// Hold the answer until the message is acknowledged or dropped, the context ends, the sidecar stops, or that long: 0 to 60
-	// seconds. Then OK with the state as it is. The call's deadline must be later. Default: answer at once.
+	// seconds. Then OK with the state as it is. The call's deadline must be later. At most 64 answers of a context are held at a
+	// time, and 10,000 in all; one more is answered at once with the state as it is. Default: answer at once.
 	WaitForAck *durationpb.Duration `protobuf:"bytes,3,opt,name=wait_for_ack,json=waitForAck,proto3" json:"wait_for_ack,omitempty"`
 	// The user that the caller means, from its own authentication of whatever it answers; another than the token's `sub` is
 	// ISOLATION_VIOLATION. Default: not checked.
@@ -212,7 +213,8 @@ type EmitCriticalEventRequest struct {
 	// An identifier; the idempotency key, as in Message. Default: made up by the sidecar.
 	MessageId string `protobuf:"bytes,4,opt,name=message_id,json=messageId,proto3" json:"message_id,omitempty"`
 	// Hold the answer until the event is acknowledged, the context ends, the sidecar stops, or that long: 0 to 60 seconds. Then
-	// OK with the state as it is. The call's deadline must be later. Default: answer at once.
+	// OK with the state as it is. The call's deadline must be later. At most 64 answers of a context are held at a time, and
+	// 10,000 in all; one more is answered at once with the state as it is. Default: answer at once.
 	WaitForAck *durationpb.Duration `protobuf:"bytes,5,opt,name=wait_for_ack,json=waitForAck,proto3" json:"wait_for_ack,omitempty"`
 	// The user that the caller means; another than the token's `sub` is ISOLATION_VIOLATION. Default: not checked.
 	ExpectedUserId string `protobuf:"bytes,6,opt,name=expected_user_id,json=expectedUserId,proto3" json:"expected_user_id,omitempty"`
