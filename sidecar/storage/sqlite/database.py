@@ -11,7 +11,7 @@ import sqlite3
 import stat
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -19,6 +19,7 @@ from sidecar.core.stored import RestoredContext, StoredInbound, StoredMessage, S
 from sidecar.storage.sqlite.errors import StoreInUse, StoreUnusable
 from sidecar.storage.sqlite.rows import Malformed, decode_context, decode_inbound, decode_message, decode_state
 from sidecar.storage.sqlite.sealing import NO_KEY, Kind, Seal, Unsealable
+from sidecar.storage.sqlite.wal import frames_taken, is_damaged
 
 APPLICATION_ID: Final = 0x77736364
 """In the header of our files (sqlite.org/fileformat2.html#application_id): "wscd"."""
@@ -46,6 +47,8 @@ _MAGIC: Final = b"SQLite format 3\0"
 _CHECK_NAME: Final = "key"
 _CHECK_VALUE: Final = b"ws-sidecar outbox store"
 _DAMAGED: Final = "the file is damaged; restore it, or move it away to begin anew"
+
+_LOG_DAMAGED: Final = "the log beside the file (-wal) is damaged; restore both, or move both away to begin anew"
 
 
 class LoadedContext(NamedTuple):
@@ -216,7 +219,11 @@ def _check_whole(path: Path, seal: Seal | None, migrations: Sequence[str]) -> No
     older file is read when it is migrated.
     """
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", timeout=0.0, uri=True)) as connection:
+        with (
+            ExitStack() as held,
+            closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", timeout=0.0, uri=True)) as connection,
+        ):
+            _check_log(path, connection, held)
             (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             if answer != "ok":
                 raise StoreUnusable("path", _DAMAGED)
@@ -234,6 +241,22 @@ def _check_whole(path: Path, seal: Seal | None, migrations: Sequence[str]) -> No
         raise StoreUnusable("path", _DAMAGED) from None
 
 
+def _check_log(path: Path, connection: sqlite3.Connection, held: ExitStack) -> None:
+    """Whether SQLite has taken of the log all that had been synced. The transaction stays open: nobody may write it.
+
+    The index is closed behind the connection: closed before, it would give up the locks that the connection has on it.
+    """
+    connection.execute("BEGIN")
+    _version(connection)
+    (page_size,) = connection.execute("PRAGMA page_size").fetchone()
+    taken = 0
+    with suppress(FileNotFoundError):
+        index = open(f"{path}-shm", "rb")  # noqa: SIM115 - see above
+        taken = frames_taken(held.enter_context(index))
+    if is_damaged(Path(f"{path}-wal"), page_size, taken):
+        raise StoreUnusable("path", _LOG_DAMAGED)
+
+
 def _check_schema(connection: sqlite3.Connection, migrations: Sequence[str]) -> None:
     """Its text is a part of the file that no seal is on."""
     with closing(sqlite3.connect(":memory:")) as good:
@@ -245,6 +268,7 @@ def _check_schema(connection: sqlite3.Connection, migrations: Sequence[str]) -> 
 def _take(connection: sqlite3.Connection) -> None:
     """Nobody else may have the file from here on. An empty one gets its first page of it, and so is marked as ours."""
     connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+    connection.execute("PRAGMA synchronous=FULL")  # before the first commit: `_check_log` relies on each to be synced
     connection.execute("BEGIN EXCLUSIVE")
     if _version(connection) == 0:
         connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
@@ -278,10 +302,9 @@ def _has_key(connection: sqlite3.Connection, seal: Seal) -> bool:
 
 
 def _configure(connection: sqlite3.Connection) -> None:
-    """sqlite.org/pragma.html. Each commit is synced; what is deleted is overwritten."""
+    """sqlite.org/pragma.html. What is deleted is overwritten."""
     connection.execute("PRAGMA secure_delete=ON")
     connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA wal_autocheckpoint=2000")
     connection.execute("PRAGMA cache_size=-16384")
     connection.execute("PRAGMA temp_store=MEMORY")
