@@ -23,7 +23,6 @@ from sidecar.core.errors import (
     SidecarError,
     Unavailable,
 )
-from sidecar.core.gaps import GapReason
 from sidecar.core.idempotency import RecentMessages
 from sidecar.core.lifecycle import ConnectionLifecycleManager
 from sidecar.core.message import (
@@ -341,9 +340,6 @@ class IsolatedWebSocketManager:
                 entry = outbox.entries.get(outbox.cursor + 1)
                 if entry is None:
                     self._announce_gap(socket)
-                elif entry.expires_at <= at.monotonic and entry.sequence > outbox.promised:
-                    self._account.queued_bytes -= entry.size
-                    outbox.drop(entry, GapReason.EXPIRED)
                 else:
                     socket.write(entry.frame)
                     outbox.cursor = entry.sequence
@@ -353,7 +349,7 @@ class IsolatedWebSocketManager:
             self._store.changed(self.isolation_key)
 
     def drop_expired(self, now: float) -> None:
-        """Drop what has outlived its ttl."""
+        """Drop what has outlived its ttl; what is left is in time, promised, or yet to be confirmed."""
         freed = self.outbox.drop_expired(now)
         if freed:
             self._account.queued_bytes -= freed

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from sidecar.core.errors import ErrorReason, ResourceExhausted
 from sidecar.core.gaps import GapReason, Gaps, Hole
 from sidecar.core.message import MAX_TTL_S, DeliveryState
+from sidecar.core.overdue import Overdue
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,6 +65,7 @@ class Outbox:
         "_in_time",
         "_lost",
         "_ordinary",
+        "_overdue",
         "acknowledged",
         "confirmed",
         "cursor",
@@ -96,6 +98,7 @@ class Outbox:
         # there is one of those this is None: what it would hold is what `_ordinary` does.
         self._in_time: deque[OutboxEntry] | None = None
         self._deadlines: list[tuple[float, int, OutboxEntry]] = []
+        self._overdue: Overdue | None = None
         self._gaps = Gaps()
         self._lost: list[tuple[int, int]] | None = None
         self.dropped: list[int] | None = None
@@ -165,6 +168,8 @@ class Outbox:
             self.head -= 1
         # None stays behind in a queue: their sequences come again.
         self._compact(most=0)
+        if self._overdue:
+            self._overdue.forget_what_left()
         return freed
 
     def acknowledge(self, sequence: int) -> int:
@@ -211,10 +216,6 @@ class Outbox:
         """The socket that was promised what `rewind` found is gone."""
         self.promised = 0
 
-    def is_promised(self, sequence: int) -> bool:
-        """True for what a client was told that it will get, and has yet to be written."""
-        return self.cursor < sequence <= self.promised
-
     def drop(self, entry: OutboxEntry, reason: GapReason) -> None:
         """Take one confirmed message out of the order, leaving a hole of that reason."""
         self._remove(entry)
@@ -240,25 +241,37 @@ class Outbox:
         return lost or []
 
     def drop_expired(self, now: float) -> int:
-        """Drop every ordinary message whose time is over. Returns the bytes set free."""
+        """Drop every ordinary message whose time is over. Returns the bytes set free.
+
+        One that was promised, or whose append is on its way, stays, and keeps none behind it from its end.
+        """
         before = self.ordinary_bytes
+        if self._overdue:
+            for entry in self._overdue.take(self.cursor, self.promised, self.confirmed):
+                self.drop(entry, GapReason.EXPIRED)
         while (in_time := self._by_expiry()) and in_time[0].expires_at <= now:
             entry = in_time[0]
-            # Its append is on its way, or it was promised; the writer looks at its time again.
-            if entry.sequence > self.confirmed or (self.promised and self.is_promised(entry.sequence)):
+            if entry.sequence > self.confirmed:  # and so is all that stands behind it
                 break
-            self.drop(entry, GapReason.EXPIRED)
+            if self._must_stay(entry):
+                if self._in_time is None:  # it stays in `_ordinary`, whose order is another now
+                    in_time = self._in_time = in_time.copy()
+                self._set_aside(in_time.popleft())
+                self._compact()
+            else:
+                self.drop(entry, GapReason.EXPIRED)
         while self._deadlines and self._deadlines[0][0] <= now:
-            entry = self._deadlines[0][2]
-            if entry.sequence > self.confirmed or (self.promised and self.is_promised(entry.sequence)):
-                break
-            heappop(self._deadlines)
-            if entry.kept:
+            entry = heappop(self._deadlines)[2]
+            if entry.kept and self._must_stay(entry):
+                self._set_aside(entry)
+            elif entry.kept:
                 self.drop(entry, GapReason.EXPIRED)
         return before - self.ordinary_bytes
 
     def next_expiry(self) -> float:
         """When `drop_expired` may next have work, monotonic seconds; may be early, never late; inf for never."""
+        if self._overdue:
+            return -inf
         in_time = self._by_expiry()
         return min(in_time[0].expires_at if in_time else inf, self._deadlines[0][0] if self._deadlines else inf)
 
@@ -300,7 +313,7 @@ class Outbox:
         """Drop every frame; the positions stay readable."""
         self.entries.clear()
         self._critical.clear()
-        self._ordinary = self._in_time = None
+        self._ordinary = self._in_time = self._overdue = None
         self._deadlines.clear()
         self._gaps.clear()
         self.ordinary_bytes = self._critical_bytes = 0
@@ -345,6 +358,15 @@ class Outbox:
     def _by_expiry(self) -> deque[OutboxEntry] | None:
         """Those with the default ttl, in the order in which they expire."""
         return self._ordinary if self._in_time is None else self._in_time
+
+    def _must_stay(self, entry: OutboxEntry) -> bool:
+        """True for what a client was told that it will get and has yet to be written, and for what is unconfirmed."""
+        return self.cursor < entry.sequence <= self.promised or entry.sequence > self.confirmed
+
+    def _set_aside(self, entry: OutboxEntry) -> None:
+        if self._overdue is None:
+            self._overdue = Overdue()
+        self._overdue.add(entry)
 
     def _compact(self, most: int | None = None) -> None:
         ordinary, in_time = self._ordinary, self._in_time

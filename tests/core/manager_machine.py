@@ -221,11 +221,8 @@ class OneUser(RuleBasedStateMachine):
         one = self.both[which]
         now = self.core.clock.monotonic()
         one.manager.drop_expired(now)
-        # What stands behind one that the store has yet to confirm may stay for now.
-        swept = set(one.manager.outbox.entries)
-        assert one.kept - swept <= {sequence for sequence in one.kept if one.sent[sequence].expires_at <= now}
-        if not one.unconfirmed:
-            one.expire(now)
+        one.expire(now)
+        assert set(one.manager.outbox.entries) == one.kept
 
     # What holds at every step
 

@@ -232,6 +232,66 @@ def test_what_the_store_has_yet_to_confirm_does_not_expire(ttl_s: float | None) 
     assert outbox.drop_expired(100.0) == SIZE
 
 
+@pytest.mark.parametrize("own_ttl", [False, True])
+def test_what_was_promised_keeps_none_behind_it_from_its_end(own_ttl: bool) -> None:
+    outbox = Outbox(OutboxLimits(ttl_s=5.0))
+    add(outbox, 3, ttl_s=5.0 if own_ttl else None)
+    outbox.rewind(2)
+    assert outbox.promised == 3
+    add(outbox, 2, now=1.0)
+    add(outbox, now=1.0, ttl_s=2.0)
+    add(outbox, now=1.0, ttl_s=90.0)
+    outbox.drop(outbox.entries[4], GapReason.LOST)
+    assert outbox.drop_expired(2.9) == 0
+    assert outbox.drop_expired(3.0) == SIZE
+    assert outbox.drop_expired(5.0) == 0  # the promised one's
+    assert outbox.drop_expired(6.0) == SIZE
+    assert outbox.take_lost() == [(4, 4), (6, 6), (5, 5)]
+    assert list(outbox.entries) == [3, 7]
+    write(outbox, 3)
+    assert outbox.drop_expired(6.0) == SIZE
+    assert outbox.state_of(3) is DeliveryState.WRITTEN
+    assert outbox.next_expiry() == 91.0
+
+
+@pytest.mark.parametrize("ttl_s", [None, 5.0])
+def test_what_outlived_a_broken_promise_expires_at_once(ttl_s: float | None) -> None:
+    outbox = Outbox(OutboxLimits(ttl_s=5.0))
+    add(outbox, 4, ttl_s=ttl_s)
+    outbox.rewind(0)
+    write(outbox, 1)
+    for freed in (SIZE, 0):
+        assert outbox.drop_expired(5.0) == freed
+        assert list(outbox.entries) == [2, 3, 4]
+        assert outbox.next_expiry() <= 5.0
+    outbox.break_promise()
+    assert outbox.drop_expired(5.0) == 3 * SIZE
+    assert outbox.take_lost() == [(2, 4)]
+    assert outbox.next_expiry() == inf
+
+
+def test_what_is_not_confirmed_keeps_no_other_from_its_end() -> None:
+    outbox = Outbox(OutboxLimits())
+    add(outbox, ttl_s=5.0)
+    outbox.append(b"frame", SIZE, 0.0, 1.0, False)
+    assert outbox.drop_expired(1.0) == 0
+    assert outbox.drop_expired(5.0) == SIZE
+    assert list(outbox.entries) == [2]
+    outbox.confirmed = 2
+    assert outbox.drop_expired(5.0) == SIZE
+
+
+def test_what_was_over_and_fell_back_is_forgotten() -> None:
+    outbox = Outbox(OutboxLimits())
+    outbox.append(b"frame", SIZE, 0.0, 1.0, False)
+    outbox.drop_expired(1.0)
+    outbox.fall_back()
+    assert outbox.next_expiry() == inf
+    add(outbox, now=1.0, ttl_s=5.0)
+    assert outbox.drop_expired(5.9) == 0
+    assert outbox.drop_expired(6.0) == SIZE
+
+
 @pytest.mark.parametrize("ttl_s", [None, 5.0])
 def test_a_message_that_fell_back_does_not_keep_others_from_expiring(ttl_s: float | None) -> None:
     outbox = Outbox(OutboxLimits(ttl_s=10.0, max_messages=1_000))
@@ -453,4 +513,5 @@ def test_what_left_from_the_middle_does_not_pile_up(ttl_s: float | None) -> None
     assert len(outbox._ordinary or ()) <= bound
     assert len(outbox._in_time or ()) <= bound
     assert len(outbox._deadlines) <= bound
+    assert outbox._overdue is None
     assert outbox.next_expiry() == (120.0 if ttl_s is None else ttl_s)
