@@ -209,6 +209,6 @@ class ConnectionLifecycleManager:
         if now is None:
             return due
         # Messages come and go too often to reschedule for each: their time is looked at once an interval, and when the
-        # outbox is full or written from.
+        # outbox is full or written from. Where somebody is to be told, `look_by` has it looked at when it comes.
         expiry = max(manager.outbox.next_expiry(), now + 1.0)
         return min(due, expiry, now + limits.health_check_interval_s)

@@ -253,6 +253,8 @@ class IsolatedWebSocketManager:
         self._account.queued_bytes -= freed
         self._tell_acknowledged(before)
         self._tell_lost()
+        if self._outcomes:  # what was written may be waiting again
+            self._look_at_next_end()
         return full
 
     def admit_mirror(self) -> None:
@@ -358,6 +360,7 @@ class IsolatedWebSocketManager:
     def listen(self, listener: OutcomeListener) -> None:
         """Tell `listener` of acknowledgements and losses from now on, until `leave` or the end of the manager."""
         self._watched().listen(listener)
+        self._look_at_next_end()
 
     def leave(self, listener: OutcomeListener) -> None:
         """Tell it no more. Idempotent."""
@@ -365,9 +368,7 @@ class IsolatedWebSocketManager:
 
     def wait_for_outcome(self, sequence: int, done: Callable[[], None]) -> OutcomeWait:
         """Call `done` once the message of that sequence is acknowledged or dropped; `end_watchers` tell of the end."""
-        entry = self.outbox.entries.get(sequence)
-        if entry is not None and not entry.critical:
-            self.lifecycle.look_by(entry.expires_at)
+        self._look_at_its_end(sequence)
         return self._watched().wait(sequence, done)
 
     def receive(self, message: InboundMessage, at: Instant, answer: Answer) -> None:
@@ -499,8 +500,6 @@ class IsolatedWebSocketManager:
         entry = self.outbox.append(frame, size, at.monotonic, ttl_s, critical)
         sequence = entry.sequence
         self._account.queued_bytes += size
-        if ttl_s is not None and self._outcomes:
-            self.lifecycle.look_by(entry.expires_at)
         if stream is not None and self.outbox.dropped is not None:  # for a store that keeps rows
             entry.stream = stream
         pending = None
@@ -537,7 +536,12 @@ class IsolatedWebSocketManager:
             written = outbox.cursor >= sequence
         if self.mirrors:
             written += self._write_to_mirrors(frame, accepted)
-        state = _WRITTEN if outbox.cursor >= sequence else _QUEUED
+        if outbox.cursor >= sequence:
+            state = _WRITTEN
+        else:
+            state = _QUEUED
+            if self._outcomes:
+                self._look_at_its_end(sequence)
         return make_receipt((message_id, sequence, state, self._durability, int(written), False, accepted.unix))
 
     def _write_to_mirrors(self, frame: bytes, at: Instant) -> int:
@@ -627,6 +631,17 @@ class IsolatedWebSocketManager:
         if lost and self._outcomes:
             for first, last in lost:
                 self._outcomes.dropped(first, last)
+
+    def _look_at_its_end(self, sequence: int) -> None:
+        """Somebody is to be told should that message expire unwritten: once it is written, that tells nobody."""
+        entry = self.outbox.entries.get(sequence)
+        if entry is not None and sequence > self.outbox.cursor:
+            self.lifecycle.look_by(entry.expires_at)
+
+    def _look_at_next_end(self) -> None:
+        """The same of every message that waits; those to come are seen to as they come."""
+        if self.outbox.cursor < self.outbox.head:
+            self.lifecycle.look_by(self.outbox.next_expiry())
 
     # What a store keeps
 

@@ -224,6 +224,26 @@ class OneUser(RuleBasedStateMachine):
         one.expire(now)
         assert set(one.manager.outbox.entries) == one.kept
 
+    @rule(which=st.integers(0, 1))
+    def listen(self, which: int) -> None:
+        """A lane begins to report, or ends."""
+        one = self.both[which]
+        one.listening = not one.listening
+        (one.manager.listen if one.listening else one.manager.leave)(one.lane)
+
+    @rule(seconds=st.integers(1, 12))
+    def run(self, seconds: int) -> None:
+        """Time passes with a tick a second, as it does: a lane is told of each loss by the tick that follows it."""
+        for _ in range(seconds):
+            self.core.tick(1.0)
+            now = self.core.clock.monotonic()
+            for one in self.both:
+                over = one.over(now)
+                if one.listening:
+                    assert over.isdisjoint(one.manager.outbox.entries)
+                    assert over <= set(one.lane.lost)
+                    one.kept -= over
+
     # What holds at every step
 
     @invariant()
@@ -237,6 +257,7 @@ class OneUser(RuleBasedStateMachine):
         self.gaps_account_for_what_was_not_received()
         self.mirrors_have_what_was_sent_from_then_on()
         self.nothing_is_written_where_it_must_not()
+        self.a_loss_is_told_once_and_of_what_is_lost()
 
     def positions_are_in_order(self) -> None:
         for one in self.both:
@@ -317,6 +338,11 @@ class OneUser(RuleBasedStateMachine):
         for one in self.both:
             for socket in one.sockets[:-1]:
                 assert not socket.closed_with or socket.closed_with.code == 4503
+
+    def a_loss_is_told_once_and_of_what_is_lost(self) -> None:
+        for one in self.both:
+            assert len(one.lane.lost) == len(set(one.lane.lost))
+            assert all(one.manager.outbox.state_of(sequence) is DeliveryState.DROPPED for sequence in one.lane.lost)
 
     def gaps(self, one: Modelled) -> list[tuple[int, int]]:
         frames = (frame.split() for socket in one.sockets for frame in socket.frames if frame[:1] == b"g")

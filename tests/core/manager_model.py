@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 
 from sidecar.core.errors import ErrorReason
 from sidecar.core.limits import Limits
@@ -15,6 +16,10 @@ from tests.support.doubles import RecordingSocket
 TTL_S = 10.0
 LIMITS = Limits(
     connections_per_manager=3,
+    # Nothing ends but messages, whatever time passes.
+    idle_timeout_s=inf,
+    pong_timeout_s=inf,
+    slow_consumer_timeout_s=inf,
     queued_bytes_per_user=10 * (MESSAGE_OVERHEAD_BYTES + 4),
     outbox=OutboxLimits(
         max_messages=6,
@@ -22,6 +27,7 @@ LIMITS = Limits(
         ttl_s=TTL_S,
         critical_reserve=2,
         critical_reserve_bytes=2 * (MESSAGE_OVERHEAD_BYTES + 8),
+        resume_window_s=inf,
     ),
 )
 
@@ -52,6 +58,19 @@ class Screen:
     expected: list[int] = field(default_factory=list)
 
 
+class Lane:
+    """Hears of outcomes; keeps what it was told is lost."""
+
+    def __init__(self) -> None:
+        self.lost: list[int] = []
+
+    def acknowledged(self, sequence: int) -> None:
+        """Nothing that anybody asks for."""
+
+    def dropped(self, first: int, last: int) -> None:
+        self.lost.extend(range(first, last + 1))
+
+
 class Modelled:
     """See the module. `manager` has had nothing yet."""
 
@@ -69,6 +88,9 @@ class Modelled:
         self.confirmed = self.acknowledged = 0
         self.ever_acknowledged = False
         self.accepted = self.refused = 0
+        self.lane = Lane()
+        self.listening = True
+        manager.listen(self.lane)
 
     @property
     def position(self) -> int:
@@ -84,6 +106,11 @@ class Modelled:
     def expire(self, now: float) -> None:
         """What the outbox may have dropped by now, it has dropped when it needs room or writes."""
         self.kept -= {one.sequence for one in self.kept_of(False) if one.expires_at <= now} & self.confirmed_kept()
+
+    def over(self, now: float) -> set[int]:
+        """What is kept, confirmed and to be written, and should have been dropped by now."""
+        kept = {sequence for sequence in self.confirmed_kept() if sequence > self.position}
+        return {sequence for sequence in kept if self.sent[sequence].expires_at <= now}
 
     def confirmed_kept(self) -> set[int]:
         return {sequence for sequence in self.kept if sequence <= self.confirmed}

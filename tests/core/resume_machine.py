@@ -5,6 +5,8 @@ When a store answers, and what, are rules of the machine that is given one.
 
 from __future__ import annotations
 
+from math import inf
+
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -16,12 +18,17 @@ from sidecar.core.outbox import OutboxLimits
 from tests.support.core import Core, attempt
 
 LIMITS = Limits(
+    # Nothing ends but messages, whatever time passes.
+    idle_timeout_s=inf,
+    pong_timeout_s=inf,
+    slow_consumer_timeout_s=inf,
     outbox=OutboxLimits(
         max_messages=5,
         max_bytes=50 * MESSAGE_OVERHEAD_BYTES,
         ttl_s=20.0,
         critical_reserve=2,
         critical_reserve_bytes=4 * MESSAGE_OVERHEAD_BYTES,
+        resume_window_s=inf,
     ),
 )
 CRITICAL = st.sampled_from([False, False, False, True])
@@ -185,14 +192,25 @@ class OneClient(RuleBasedStateMachine):
     @rule()
     def sweep(self) -> None:
         self.manager.drop_expired(self.core.clock.monotonic())
-        assert set(self.manager.outbox.entries).isdisjoint(self.over())
+        assert set(self.manager.outbox.entries).isdisjoint(self.over(waiting=False))
 
-    def over(self) -> set[int]:
-        """What the store has and whose time is over, but what was promised and is to be written."""
+    @rule(seconds=st.integers(1, 12))
+    def run(self, seconds: int) -> None:
+        """Time passes with a tick a second, as it does: a loss is told by the tick that follows it."""
+        for _ in range(seconds):
+            before = set(self.manager.outbox.entries)
+            self.core.tick(1.0)
+            over = self.over(waiting=True)
+            assert over.isdisjoint(self.manager.outbox.entries)
+            assert over & before <= self.listener.lost
+
+    def over(self, *, waiting: bool) -> set[int]:
+        """What the store has and whose time is over, but what was promised; all of it, or what is to be written."""
         outbox, now = self.manager.outbox, self.core.clock.monotonic()
         over = {sequence for sequence, (_, _, ends) in self.sent.items() if ends <= now}
-        waiting = {sequence for sequence in self.promised if sequence > outbox.cursor}
-        return {sequence for sequence in over if sequence <= outbox.confirmed} - waiting
+        written = {sequence for sequence in over if sequence <= outbox.cursor}
+        over = {sequence for sequence in over if sequence <= outbox.confirmed} - (self.promised - written)
+        return over - written if waiting else over
 
     # What holds at every step
 
