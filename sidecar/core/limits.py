@@ -75,6 +75,13 @@ class UserAccount:
         self.queued_bytes = 0
         self.bucket = bucket
 
+    def drop_expired(self, now: float) -> int:
+        """Have each of the user's managers drop what has outlived its ttl. Returns the bytes set free."""
+        before = self.queued_bytes
+        for manager in tuple(self.managers.values()):
+            manager.drop_expired(now)
+        return before - self.queued_bytes
+
 
 class UserLevelResourceManager:
     """The accounts of all users who hold a manager, and the limits they are held to."""

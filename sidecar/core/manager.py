@@ -476,6 +476,8 @@ class IsolatedWebSocketManager:
     def _make_room(self, message: Message, size: int, over_user: int, at: Instant) -> None:
         outbox, socket = self.outbox, self.primary
         yielding = (socket is not None and socket.writable) or not outbox.ever_acknowledged
+        if over_user > 0:  # what has expired in another context of the user's is in nobody's way
+            over_user -= self._account.drop_expired(at.monotonic)
         before = outbox.ordinary_bytes
         try:
             outbox.make_room(size, message.critical, yielding, at.monotonic, over_user)

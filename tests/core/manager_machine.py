@@ -47,6 +47,13 @@ class OneUser(RuleBasedStateMachine):
         for _ in range(times if not message_id else 1):
             self.send_one(self.both[which], payload, message_id, critical, ttl_s)
 
+    @rule(ttl_s=TTLS)
+    def fill(self, ttl_s: float | None) -> None:
+        """The user has about all that a user may have, in both contexts."""
+        for one in self.both:
+            for _ in range(3):
+                self.send_one(one, b"22", "", False, ttl_s)
+
     def send_one(self, one: Modelled, payload: bytes, message_id: str, critical: bool, ttl_s: float | None) -> None:
         now = self.core.clock.monotonic()
         known = one.by_id.get(message_id)
@@ -54,10 +61,9 @@ class OneUser(RuleBasedStateMachine):
             self.repeat(one, known, payload, critical, ttl_s)
             return
         # A refused send changes nothing: all is compared but what has expired, which goes at its time and not for it.
-        queued = sum(other.manager.outbox.queued_bytes for other in self.both)
         before = one.snapshot()
         kept = set(one.kept)
-        expected = one.refusal_of(len(payload) + MESSAGE_OVERHEAD_BYTES, critical, queued, now)
+        expected = one.refusal_of(len(payload) + MESSAGE_OVERHEAD_BYTES, critical, self.both, now)
         expired = sum(one.sent[sequence].size for sequence in kept - one.kept) if expected else 0
         outcome = attempt(lambda: self.core.offer(one.manager, payload, message_id, critical=critical, ttl_s=ttl_s))
         if isinstance(outcome, SidecarError):

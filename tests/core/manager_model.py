@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import inf
 
@@ -20,7 +21,7 @@ LIMITS = Limits(
     idle_timeout_s=inf,
     pong_timeout_s=inf,
     slow_consumer_timeout_s=inf,
-    queued_bytes_per_user=10 * (MESSAGE_OVERHEAD_BYTES + 4),
+    queued_bytes_per_user=6 * (MESSAGE_OVERHEAD_BYTES + 4),
     outbox=OutboxLimits(
         max_messages=6,
         max_bytes=5 * (MESSAGE_OVERHEAD_BYTES + 8),
@@ -103,9 +104,11 @@ class Modelled:
     def kept_of(self, critical: bool) -> list[Sent]:
         return [self.sent[sequence] for sequence in sorted(self.kept) if self.sent[sequence].critical == critical]
 
-    def expire(self, now: float) -> None:
-        """What the outbox may have dropped by now, it has dropped when it needs room or writes."""
+    def expire(self, now: float) -> int:
+        """What the outbox may have dropped by now, it has dropped when it needs room or writes. The bytes of that."""
+        before = self.queued()
         self.kept -= {one.sequence for one in self.kept_of(False) if one.expires_at <= now} & self.confirmed_kept()
+        return before - self.queued()
 
     def over(self, now: float) -> set[int]:
         """What is kept, confirmed and to be written, and should have been dropped by now."""
@@ -119,9 +122,15 @@ class Modelled:
         limits = LIMITS.outbox
         return len(kept) < limits.max_messages and sum(one.size for one in kept) + size <= limits.max_bytes
 
-    def refusal_of(self, size: int, critical: bool, queued_by_user: int, now: float) -> ErrorReason | None:
-        """Decide as the contract says, and let go what must give way."""
-        over_user = queued_by_user + size - LIMITS.queued_bytes_per_user
+    def queued(self) -> int:
+        return sum(self.sent[sequence].size for sequence in self.kept)
+
+    def refusal_of(self, size: int, critical: bool, both: Iterable[Modelled], now: float) -> ErrorReason | None:
+        """Decide as the contract says, and let go what must give way. `both` are the user's."""
+        over_user = sum(one.queued() for one in both) + size - LIMITS.queued_bytes_per_user
+        if over_user > 0:
+            for one in both:
+                over_user -= one.expire(now)
         if critical:
             reserve = self.kept_of(True)
             total = sum(one.size for one in reserve) + size
@@ -129,9 +138,7 @@ class Modelled:
                 return ErrorReason.OUTBOX_FULL
         if over_user <= 0 and (critical or self.has_room(size, self.kept_of(False))):
             return None
-        before = sum(one.size for one in self.kept_of(False))
-        self.expire(now)
-        over_user -= before - sum(one.size for one in self.kept_of(False))
+        over_user -= self.expire(now)
         left = self.left_over(size, critical, over_user)
         if left is None:
             full = self.left_over(size, critical, 0) is None

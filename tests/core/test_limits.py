@@ -10,6 +10,7 @@ from sidecar.core.limits import Limits, TokenBucket, UserLevelResourceManager
 from sidecar.core.message import MESSAGE_OVERHEAD_BYTES
 from sidecar.core.outbox import OutboxLimits
 from tests.support.core import Core
+from tests.support.doubles import LaterStore
 
 ALICE = UserIdentity("acme", "alice")
 
@@ -93,6 +94,41 @@ def test_queued_bytes_are_bounded_for_the_user_over_all_contexts() -> None:
     core.attach(one)
     one.acknowledge("a-1", 1, core.clock.now())
     core.send(two)
+
+
+def test_what_expired_in_another_context_of_the_user_counts_no_more() -> None:
+    size = MESSAGE_OVERHEAD_BYTES + 2
+    core = Core(Limits(queued_bytes_per_user=2 * size))
+    one, two, others = core.create(), core.create(), core.create("bob")
+    for manager in (one, others):
+        core.send(manager, ttl_s=5.0)
+    core.send(two)
+    told: list[int] = []
+    one.wait_for_outcome(1, lambda: told.append(core.user_bytes(one)))
+    core.clock.advance(4.9)
+    with pytest.raises(ResourceExhausted):
+        core.send(two)
+    core.clock.advance(0.1)
+    core.send(two)
+    assert told == [size]
+    assert [len(manager.outbox.entries) for manager in (one, two, others)] == [0, 2, 1]
+    assert core.user_bytes(two) == 2 * size
+    assert core.factory.get_factory_stats().resource_limit_hits == 1
+
+
+def test_what_expired_elsewhere_goes_before_anything_gives_way_and_the_store_is_told() -> None:
+    size = MESSAGE_OVERHEAD_BYTES + 2
+    store = LaterStore()
+    core = Core(Limits(queued_bytes_per_user=2 * size), store)
+    one, (two, _) = core.create(), core.connect()
+    core.send_later(one, ttl_s=5.0)
+    core.send_later(two)
+    store.confirm_all()
+    core.clock.advance(5.0)
+    store.changes.clear()
+    core.send_later(two)
+    assert list(two.outbox.entries) == [1, 2]
+    assert store.changes == [one.isolation_key]
 
 
 def test_the_rate_is_the_users_over_all_contexts() -> None:
