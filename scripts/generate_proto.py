@@ -22,6 +22,7 @@ STUBS = Path("sidecar/api/v1")
 REQUIREMENTS = ROOT / "scripts" / "proto-requirements.txt"
 ENVIRONMENT = ROOT / ".venv-proto"
 PYTHON = ENVIRONMENT / "bin" / "python"
+INSTALL_TRIES = 3
 GOOGLEAPIS = ROOT / "build" / "googleapis"
 BUF_SOURCE = ROOT / "scripts" / "buf"
 BUF = ROOT / "build" / "buf"
@@ -173,11 +174,12 @@ def prepare_buf(npm: str) -> Path | None:
         run([npm, "ci", "--prefix", BUF, "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"], quiet=True)
 
     stamp = BUF / ".installed"
-    once(stamp, files, install)
-    programs = sorted(BUF.glob("node_modules/@bufbuild/buf-*/bin/buf"))
-    if not programs:
-        stamp.unlink()  # npm passes over an optional package that it could not fetch: the next run is to try again
-    return programs[0] if programs else None
+    for _ in range(INSTALL_TRIES):
+        once(stamp, files, install)
+        if programs := sorted(BUF.glob("node_modules/@bufbuild/buf-*/bin/buf")):
+            return programs[0]
+        stamp.unlink()  # npm passes over an optional package that it could not fetch, and calls it a success
+    return None
 
 
 def once(stamp: Path, inputs: list[Path], install: Callable[[], None]) -> None:
