@@ -203,6 +203,7 @@ class AgentLoop:
             self._refresh.keep(context)
         else:
             context.renew(frame.context_token)
+            self._refresh.renewed(context)
         return context
 
     def _on_stream_cancelled(self, cancellation: StreamCancellation) -> None:

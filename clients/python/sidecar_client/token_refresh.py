@@ -9,7 +9,7 @@ from heapq import heappop, heappush
 from itertools import count
 from math import inf
 from typing import Final
-from weakref import ref
+from weakref import WeakSet, ref
 
 from sidecar_client.agent_context import AgentContext
 from sidecar_client.errors import ManagerGone, SidecarError, TokenError
@@ -34,6 +34,8 @@ class TokenRefresh:
         self._now = now
         self._wait = wait
         self._due: list[tuple[float, int, ref[AgentContext]]] = []
+        self._lapsed: WeakSet[AgentContext] = WeakSet()
+        """Those whose token was refused, until an event brings another."""
         self._order = count()
         self._sooner = asyncio.Event()
 
@@ -43,6 +45,12 @@ class TokenRefresh:
     def keep(self, context: AgentContext) -> None:
         """Refresh that context's token as long as somebody holds the context. Once a context."""
         self._push(context, context.refresh_at)
+
+    def renewed(self, context: AgentContext) -> None:
+        """An event has come for a context that is kept, perhaps with another token than one that was refused."""
+        if context in self._lapsed and context.refresh_at > self._now():
+            self._lapsed.discard(context)
+            self.keep(context)
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -70,7 +78,8 @@ class TokenRefresh:
             context.ended = True
             return inf
         except TokenError:
-            return inf  # it is good no more; the next event brings another
+            self._lapsed.add(context)  # it is good no more; the next event brings another
+            return inf
         except SidecarError as error:
             logger.warning("a context token could not be refreshed: %s", error.reason or error.code.name)
             return self._now() + AGAIN_S

@@ -133,6 +133,16 @@ async def test_a_token_that_is_good_no_more_waits_for_an_event() -> None:
         setting.refresh.keep(context)
         await setting.at(400.0)
         assert (context.ended, len(setting.refresh)) == (False, 0)
+        setting.refresh.renewed(context)  # by an event with the same token
+        assert len(setting.refresh) == 0
+        await setting.at(500.0)
+        context.renew(token("b"))
+        setting.refresh.renewed(context)
+        setting.refresh.renewed(context)
+        assert len(setting.refresh) == 1
+        setting.answers.append(token("c"))
+        await setting.at(900.0)
+        assert (setting.asked, context.context_token) == ([token("a"), token("b")], token("c"))
 
 
 async def test_what_fails_for_now_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
