@@ -261,6 +261,9 @@ class AttachStream:
             if event is None:  # a token has to be recorded first: what was ready did not wait for that
                 event = _event_of(told, await self._mint(told.context, worker))
             if isinstance(told, Delivery):
+                if told.delivery_id not in worker.sent:  # it went to another while it waited here
+                    worker.credits += 1
+                    continue
                 told.sent = True
             ready.append(event)
             size += len(event)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from sidecar.core.ports import AuditEvent
@@ -162,6 +164,27 @@ async def test_what_had_to_wait_for_a_token_and_got_none_was_not_sent(rig: Rig) 
     rig.disk.full = False
     second = await attached(rig, registration(max_frame_events=MANY))
     assert sorted(summaries(await second.frame_of("events"))) == ["*alice m-1", "carol opened"]
+
+
+async def test_what_went_to_another_worker_while_it_waited_is_not_sent_here_as_well(rig: Rig) -> None:
+    """Neither worker was sent it before, so that neither copy would be marked."""
+    workers = [await attached(rig, registration(ack_timeout_s=1.0)) for _ in range(2)]
+    rig.disk.hold()
+    announce(rig, rig.carol)
+    await rig.disk.asked()
+    attached_now = rig.factory.agents._services["support"].workers.values()
+    (former,) = [each for each in attached_now if each.queues]
+    rig.tick(1.0)
+    (holder,) = [each for each in attached_now if each.queues]
+    assert holder is not former
+    rig.disk.release()
+    reading = [asyncio.create_task(worker.event()) for worker in workers]
+    (told,), (silent,) = await asyncio.wait(reading, return_when=asyncio.FIRST_COMPLETED)
+    assert summaries([told.result()]) == ["carol opened"]
+    assert former.credits == holder.credits + 1
+    await workers[reading.index(silent)].call.done_writing()
+    with pytest.raises(AssertionError):  # its stream ends, and nothing came before
+        await silent
 
 
 async def test_contexts_that_are_told_of_together_have_their_tokens_by_one_record_each_and_one_wait(rig: Rig) -> None:
