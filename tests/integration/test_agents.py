@@ -8,8 +8,8 @@ import os
 import signal
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -22,7 +22,7 @@ from tests.rpc.rig import Attempt, DeliverCall, Refused, ended_with, summary
 from tests.rpc.workers import Event, Worker, registration
 from tests.support.running import RunningSidecar, User, running_sidecar
 
-USERS, MESSAGES = 8, 40
+USERS_OF_EACH, MESSAGES = 3, 40
 CANCELS = 300
 CANCELLED_WITHIN_S = 0.1
 """What is promised at p99 on loopback. It takes some 2 ms on an idle machine, so that a busy one keeps it as well."""
@@ -37,56 +37,64 @@ def sidecar(tmp_path: Path) -> Any:
 
 
 class AgentProcess:
-    """One agent, and what it has said so far."""
+    """One agent, which contexts it was told of, and which messages it took so far."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, heard: asyncio.Event) -> None:
         self.process = process
+        self.registered = False
+        self.opened: list[str] = []
         self.said: list[dict[str, Any]] = []
+        self._heard = heard
+        self._listening = asyncio.create_task(self._listen())
 
-    async def line(self) -> dict[str, Any] | None:
-        """The next thing it says; None once it has ended."""
+    async def _listen(self) -> None:
         assert self.process.stdout is not None
-        line = await asyncio.wait_for(self.process.stdout.readline(), 20)
-        if not line:
-            return None
-        said: dict[str, Any] = json.loads(line)
-        self.said.append(said)
-        return said
+        async for line in self.process.stdout:
+            said: dict[str, Any] = json.loads(line)
+            if "registered" in said:
+                self.registered = True
+            elif "opened" in said:
+                self.opened.append(said["opened"])
+            else:
+                self.said.append(said)
+            self._heard.set()
 
-    async def listen(self, until: asyncio.Event | None = None, count: int | None = None) -> None:
-        """Keep what it says until it has ended, or has said so much."""
-        while (count is None or len(self.said) < count) and await self.line() is not None:
-            if until is not None:
-                until.set()
-
-    def kill(self) -> None:
+    async def kill(self) -> None:
+        """Whatever it has said is heard then."""
         if self.process.returncode is None:
             self.process.kill()
+        await self.process.wait()
+        await self._listening
 
     def numbers(self, user: str) -> list[int]:
-        return [one["number"] for one in self.said if one.get("user") == user]
+        return [one["number"] for one in self.said if one["user"] == user]
 
     def marked(self, user: str) -> set[int]:
-        return {one["number"] for one in self.said if one.get("user") == user and one["redelivered"]}
+        return {one["number"] for one in self.said if one["user"] == user and one["redelivered"]}
+
+
+async def until(heard: asyncio.Event, happened: Callable[[], bool]) -> None:
+    """Agents that share an event are listened to until that has happened."""
+    while not happened():
+        heard.clear()
+        await asyncio.wait_for(heard.wait(), 20)
 
 
 @asynccontextmanager
-async def agent(sidecar: RunningSidecar, ack_every: int) -> AsyncIterator[AgentProcess]:
-    """An agent that is registered; killed in the end."""
+async def agent(sidecar: RunningSidecar, heard: asyncio.Event, keep: int = 0) -> AsyncIterator[AgentProcess]:
+    """An agent that is registered; killed in the end. `heard` is set whenever it says something."""
     environment = os.environ | {
         "SIDECAR_GRPC_ENDPOINT": sidecar.grpc_target,
         "SIDECAR_SERVICE_TOKEN": sidecar.service_token,
     }
-    arguments = (sys.executable, "-m", "tests.support.agent_process", str(ack_every))
+    arguments = (sys.executable, "-m", "tests.support.agent_process", str(keep))
     process = await asyncio.create_subprocess_exec(*arguments, stdout=asyncio.subprocess.PIPE, env=environment)
-    running = AgentProcess(process)
+    running = AgentProcess(process, heard)
     try:
-        assert await running.line() == {"registered": True}
-        running.said.clear()
+        await until(heard, lambda: running.registered)
         yield running
     finally:
-        running.kill()
-        await process.wait()
+        await running.kill()
 
 
 @asynccontextmanager
@@ -127,26 +135,23 @@ async def converse(user: User) -> dict[str, list[tuple[int, str]]]:
 async def test_one_of_two_agents_is_killed_under_load(sidecar: RunningSidecar) -> None:
     """Every accepted message is handled at least once, in the order of its context; what comes again is marked.
 
-    And each client has each chunk of each answer once, whoever sent it how often.
+    And each client has each chunk of each answer once, whoever sent it how often. Chance gives a context to an agent:
+    there are as many as it takes for both to have some.
     """
-    async with agent(sidecar, ack_every=1) as steady, agent(sidecar, ack_every=12) as doomed:
-        users = [sidecar.user(f"user-{number}") for number in range(USERS)]
-        connected = [await user.__aenter__() for user in users]
-        try:
-            talking = [asyncio.create_task(converse(user)) for user in connected]
-            listening = asyncio.create_task(steady.listen())
-            await doomed.listen(count=50)
-            doomed.kill()
-            await doomed.listen()
-            answers = await asyncio.wait_for(asyncio.gather(*talking), 50)
-        finally:
-            for user in users:
-                await user.__aexit__(None, None, None)
-        steady.kill()
-        await listening
+    heard = asyncio.Event()
+    async with agent(sidecar, heard) as steady, agent(sidecar, heard, keep=12) as doomed, AsyncExitStack() as stack:
+        users: list[User] = []
+        while min(len(steady.opened), len(doomed.opened)) < USERS_OF_EACH:
+            users.append(await stack.enter_async_context(sidecar.user(f"user-{len(users)}")))
+            await until(heard, lambda: len(steady.opened) + len(doomed.opened) == len(users))
+        talking = [asyncio.create_task(converse(user)) for user in users]
+        await until(heard, lambda: len(doomed.said) >= 50)
+        await doomed.kill()
+        answers = await asyncio.wait_for(asyncio.gather(*talking), 50)
+        await steady.kill()
     assert doomed.process.returncode == -signal.SIGKILL
     moved = 0
-    for number in range(USERS):
+    for number in range(len(users)):
         name = f"user-{number}"
         before, after = doomed.numbers(name), steady.numbers(name)
         assert before == list(range(len(before))), name
@@ -161,15 +166,13 @@ async def test_one_of_two_agents_is_killed_under_load(sidecar: RunningSidecar) -
 
 async def test_a_worker_that_never_acknowledges_starves_nobody(sidecar: RunningSidecar) -> None:
     """Its contexts go to the other after its time-out; here within a second or two, a tick of the sidecar's."""
-    async with worker(sidecar, credits_=2, ack_timeout_s=0.5), agent(sidecar, ack_every=1) as other:
-        users = [sidecar.user(f"user-{number}") for number in range(10)]
-        connected = [await user.__aenter__() for user in users]
-        try:
-            await asyncio.gather(*(user.socket.send('{"type":"message","id":"m","data":0}') for user in connected))
-            await other.listen(count=10)
-        finally:
-            for user in users:
-                await user.__aexit__(None, None, None)
+    heard = asyncio.Event()
+    idle = worker(sidecar, credits_=2, ack_timeout_s=0.5)
+    async with idle, agent(sidecar, heard) as other, AsyncExitStack() as stack:
+        for number in range(10):
+            user = await stack.enter_async_context(sidecar.user(f"user-{number}"))
+            await user.socket.send('{"type":"message","id":"m","data":0}')
+        await until(heard, lambda: len(other.said) == 10)
     assert sorted(one["user"] for one in other.said) == [f"user-{number}" for number in range(10)]
 
 
@@ -241,10 +244,11 @@ async def test_a_worker_without_credits_holds_up_no_stop(tmp_path: Path) -> None
 async def test_an_agent_that_is_frozen_holds_up_no_stop(tmp_path: Path) -> None:
     """Nothing that is written to it ends, and so its stream does not either."""
     with running_sidecar(tmp_path) as sidecar:
-        async with agent(sidecar, ack_every=1) as frozen, sidecar.user("alice") as alice:
+        heard = asyncio.Event()
+        async with agent(sidecar, heard) as frozen, sidecar.user("alice") as alice:
             await alice.socket.send('{"type":"message","id":"m","data":0}')
             assert (await alice.frame())["id"] == "m"
-            await frozen.listen(count=1)
+            await until(heard, lambda: len(frozen.said) == 1)
             frozen.process.send_signal(signal.SIGSTOP)
             for number in range(40):
                 message = {"type": "message", "id": f"m-{number}", "data": "x" * 20_000}

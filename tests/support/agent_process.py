@@ -1,7 +1,8 @@
-"""A small agent service with nothing but the generated stubs: `python -m tests.support.agent_process ACK_EVERY`.
+"""A small agent service with nothing but the generated stubs: `python -m tests.support.agent_process KEEP`.
 
-It takes everything, one event after the other, says on its standard output what it takes, a JSON object a line, and
-answers each message in a stream of three chunks. It acknowledges every so many events: killed, it leaves some.
+It takes everything, one event after the other, says on its standard output which contexts and messages it takes, a
+JSON object a line, and answers each message in a stream of three chunks. It acknowledges all but the last KEEP events:
+killed at whatever moment, it leaves those.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ async def answer(delivery: Any, event: pb.AttachResponse.Event) -> None:
         await delivery.SendToUser(request, metadata=(("x-context-token", event.context_token),))
 
 
-async def main(ack_every: int) -> None:
+async def main(keep: int) -> None:
     metadata = (("x-service-token", os.environ["SIDECAR_SERVICE_TOKEN"]),)
     async with grpc.aio.insecure_channel(os.environ["SIDECAR_GRPC_ENDPOINT"]) as channel:
         delivery = delivery_service_pb2_grpc.DeliveryServiceStub(channel)
@@ -57,16 +58,18 @@ async def main(ack_every: int) -> None:
         taken: list[str] = []
         while (response := await call.read()) is not grpc.aio.EOF:
             for event in response.events.items or (response.event,):
-                if event.WhichOneof("kind") == "message":
+                kind = event.WhichOneof("kind")
+                if kind == "opened":
+                    say(opened=event.context.user_id)
+                if kind == "message":
                     number = json.loads(event.message.payload)
                     say(user=event.context.user_id, number=number, redelivered=event.redelivered)
                     await answer(delivery, event)
                 taken.append(event.delivery_id)
-            if len(taken) >= ack_every:
-                acknowledge = pb.AttachRequest.Acknowledge(delivery_ids=taken)
-                await call.write(pb.AttachRequest(acknowledge=acknowledge))
-                await call.write(pb.AttachRequest(credit=pb.AttachRequest.Credit(credits=len(taken))))
-                taken = []
+            if done := taken[: max(len(taken) - keep, 0)]:
+                del taken[: len(done)]
+                await call.write(pb.AttachRequest(acknowledge=pb.AttachRequest.Acknowledge(delivery_ids=done)))
+                await call.write(pb.AttachRequest(credit=pb.AttachRequest.Credit(credits=len(done))))
 
 
 if __name__ == "__main__":
