@@ -1,4 +1,7 @@
-"""The tokens that a worker is given with its events, to answer with: one a context, until half of its life is over."""
+"""The tokens that a worker is given with its events, to answer with: one a context, until half of its life is over.
+
+Where no other can be recorded then (a full disk), the one that it has is used until its end.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sidecar.api.v1 import agent_service_pb2 as pb
+from sidecar.core.errors import Unavailable
 from sidecar.core.ports import AuditEvent
 from sidecar.rpc.translate import user_context
 from sidecar.security.audit_record import AuditRecord
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
     from sidecar.security.context_tokens import ContextTokenAuthority
     from sidecar.security.service_auth import ServiceIdentity
 
+RENEW_AGAIN_S: Final = 5.0
+"""After a failure to, tokens that are good are renewed again."""
 MAX_TOKENS: Final = 10_000
 """Of contexts that one worker was given events of, kept for their next event."""
 
@@ -28,7 +34,7 @@ MAX_TOKENS: Final = 10_000
 class _Answerable(NamedTuple):
     """What the events of a context have in common: `fields`, serialised once for the token that is in them.
 
-    The token is good for answers, but not handed out any more from `renew_at` on (Unix seconds).
+    The token is good for answers, but from `renew_at` on (Unix seconds) another is handed out, where it can be.
     """
 
     token: ContextToken
@@ -55,6 +61,8 @@ class AnswerableContexts:
         self._clock = clock
         self._service = service
         self._minted: OrderedDict[str, _Answerable] = OrderedDict()
+        self._renew_again_at = 0.0
+        """None could be recorded: until then (Unix seconds) a token is used to its end."""
 
     def clear(self) -> None:
         """The service may be minted other scopes from now on."""
@@ -67,9 +75,11 @@ class AnswerableContexts:
     def fields(self, context: UserExecutionContext) -> bytes | None:
         """What stands in each of its events, a token in it; None when that needs another: revoked, or its half over."""
         known = self._minted.get(context.isolation_key)
-        if known is None or known.token.family in self._tokens.revocations or self._clock.time() >= known.renew_at:
+        if known is None or known.token.family in self._tokens.revocations:
             return None
-        return known.fields
+        now = self._clock.time()
+        until = known.renew_at if now >= self._renew_again_at else known.token.expires_at
+        return known.fields if now < until else None
 
     def has(self, context: UserExecutionContext) -> bool:
         """Whether it can be told of without another token."""
@@ -79,9 +89,24 @@ class AnswerableContexts:
         """Have a token for it, minted with its record first; `fields` from now on.
 
         Those that come next have theirs by the same write of the audit trail: a worker that has just attached is told
-        of many. Again, should the service's scopes be others by the time that it is written. Raises Unavailable.
+        of many. Again, should the service's scopes be others by the time that it is written. Where none can be
+        recorded, those that are still good are used for RENEW_AGAIN_S more. Raises Unavailable when this one is not.
         """
         contexts = [context, *(each for each in coming if each is not context and not self.has(each))]
+        try:
+            made = await self._mint(contexts)
+        except Unavailable:
+            self._renew_again_at = self._clock.time() + RENEW_AGAIN_S
+            fields = self.fields(context)
+            if fields is None:
+                raise
+            return fields
+        self._minted |= made
+        while len(self._minted) > MAX_TOKENS:
+            self._minted.popitem(last=False)
+        return made[context.isolation_key].fields
+
+    async def _mint(self, contexts: list[UserExecutionContext]) -> dict[str, _Answerable]:
         while True:
             service = self._service()
             tokens = [self._tokens.mint(each, service.scopes) for each in contexts]
@@ -89,14 +114,10 @@ class AnswerableContexts:
             if service.scopes == self._service().scopes:
                 break
         half_s = self._tokens.ttl_s / 2
-        made = {
+        return {
             each.isolation_key: _Answerable(token, token.expires_at - half_s, fields_of(each, token.text))
             for each, token in zip(contexts, tokens, strict=True)
         }
-        self._minted |= made
-        while len(self._minted) > MAX_TOKENS:
-            self._minted.popitem(last=False)
-        return made[context.isolation_key].fields
 
 
 def fields_of(context: UserExecutionContext, context_token: str = "") -> bytes:
