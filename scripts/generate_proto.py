@@ -171,7 +171,8 @@ def prepare_buf(npm: str) -> Path | None:
         BUF.mkdir(parents=True, exist_ok=True)
         for file in files:
             shutil.copyfile(file, BUF / file.name)
-        run([npm, "ci", "--prefix", BUF, "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"], quiet=True)
+        # In its folder, not with --prefix: npm would look for the machine's own npmrc below that.
+        run([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"], cwd=BUF, quiet=True)
 
     stamp = BUF / ".installed"
     for _ in range(INSTALL_TRIES):
@@ -190,10 +191,10 @@ def once(stamp: Path, inputs: list[Path], install: Callable[[], None]) -> None:
         stamp.write_text(digest, encoding="ascii")
 
 
-def run(command: Command, *, quiet: bool = False) -> None:
+def run(command: Command, *, cwd: Path = ROOT, quiet: bool = False) -> None:
     """Run one program in the checkout; raises Failed where it does not succeed. `quiet` drops its standard output."""
     try:
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL if quiet else None)
+        subprocess.run(command, cwd=cwd, check=True, stdout=subprocess.DEVNULL if quiet else None)
     except subprocess.CalledProcessError as error:
         raise Failed(f"{Path(command[0]).name} ended with {error.returncode}") from None
 
