@@ -6,7 +6,12 @@ import os
 from collections.abc import Generator
 from typing import Any, Final
 
+import hypothesis
 import pytest
+
+# An example's time is the machine's, not the product's.
+hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("suite")
 
 SLOW_FOLDERS: Final = ("integration", "docs", "benchmarks", "faults")
 

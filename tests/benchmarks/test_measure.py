@@ -162,10 +162,10 @@ async def test_what_comes_late_counts_to_the_work_s_cpu_and_not_to_its_time() ->
         while time.thread_time() < busy_until:
             pass
 
-    busy_until = time.thread_time() + 0.05
+    busy_until = time.thread_time() + 0.5
     measured = await window(os.getpid(), 1, work, afterwards)
     assert steps == "wa"
-    assert measured.wall_s < 0.04 < measured.cpu_s
+    assert measured.wall_s < 0.4 < measured.cpu_s
 
 
 async def test_nothing_is_measured_of_a_process_that_has_ended() -> None:
@@ -184,7 +184,6 @@ import time
 print("busy", flush=True)
 while time.process_time() < 0.3:
     pass
-print("idle", flush=True)
 input()
 """
 
@@ -195,7 +194,6 @@ async def test_a_process_is_quiet_once_it_has_nothing_to_do() -> None:
     )
     assert process.stdout is not None
     await process.stdout.readline()
-    idle = asyncio.create_task(process.stdout.readline())
     await quiet(process.pid)
-    assert idle.done()
+    assert sum(thread_cpu_ns(process.pid).values()) >= 0.3e9
     await process.communicate(b"\n")

@@ -223,5 +223,5 @@ class AgentsMachine(RuleBasedStateMachine):
         assert not any((good.queues, good.sent, good.ready))
 
 
-AgentsMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+AgentsMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=50)
 TestAgents = AgentsMachine.TestCase

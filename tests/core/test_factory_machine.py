@@ -354,6 +354,4 @@ class ManyUsers(RuleBasedStateMachine):
 
 
 TestManyUsers = ManyUsers.TestCase
-TestManyUsers.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True, database=None
-)
+TestManyUsers.settings = settings(max_examples=60, stateful_step_count=40, derandomize=True, database=None)

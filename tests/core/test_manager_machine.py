@@ -74,7 +74,7 @@ class OnLaterStore(OneUser):
         self.store.confirm_all()
 
 
-SETTINGS = settings(stateful_step_count=40, deadline=None, derandomize=True, database=None)
+SETTINGS = settings(stateful_step_count=40, derandomize=True, database=None)
 TestOnMemory = OnMemory.TestCase
 TestOnMemory.settings = settings(SETTINGS, max_examples=60)
 TestOnLaterStore = OnLaterStore.TestCase

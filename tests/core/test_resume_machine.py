@@ -49,7 +49,7 @@ class OnLaterStore(OneClient):
         self.store.confirm_all()
 
 
-SETTINGS = settings(stateful_step_count=40, deadline=None, derandomize=True, database=None)
+SETTINGS = settings(stateful_step_count=40, derandomize=True, database=None)
 TestOnMemory = OnMemory.TestCase
 TestOnMemory.settings = settings(SETTINGS, max_examples=250)
 TestOnLaterStore = OnLaterStore.TestCase

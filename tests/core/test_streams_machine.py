@@ -208,5 +208,5 @@ def frame_of(frame: bytes) -> dict[str, Any]:
     return found
 
 
-StreamsMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+StreamsMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40)
 TestStreams = StreamsMachine.TestCase

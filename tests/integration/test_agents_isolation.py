@@ -238,7 +238,6 @@ PROGRAMS = st.lists(st.lists(ACTIONS, min_size=1, max_size=12), min_size=2, max_
 @pytest.mark.timeout(120 + 60 * FACTOR)
 @settings(
     max_examples=10 * FACTOR,
-    deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -84,7 +84,6 @@ FAILURES = Failures()
 @pytest.mark.timeout(120 + 60 * FACTOR)
 @settings(
     max_examples=20 * FACTOR,
-    deadline=None,
     derandomize=True,
     database=None,
     phases=(Phase.explicit, Phase.generate, Phase.shrink),

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.core.errors import ErrorReason, SidecarError
@@ -97,7 +97,6 @@ def test_no_claim_breaks_out_of_its_line(nasty: str) -> None:
     assert parse_record(line[:-1]) == Link(7, PREVIOUS, hash_of(line))
 
 
-@settings(deadline=None)
 @given(fields=st.dictionaries(st.text(), values), user_id=st.text())
 def test_whatever_it_holds_it_is_one_line_that_parses(fields: dict[str, AuditValue], user_id: str) -> None:
     line = line_of(AuditRecord(AuditEvent.CONTEXT_OPENED, make_context(user_id=user_id), fields))

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.core.ports import AuditEvent
@@ -63,7 +63,6 @@ def test_every_head_of_the_chain_is_found_in_it(path: Path, head: Head) -> None:
     assert verify(path, LINES, head).ok
 
 
-@settings(deadline=None)
 @given(place=st.integers(0, sum(map(len, LINES)) - 1), mask=st.integers(1, 255))
 def test_any_changed_byte_is_found(path: Path, place: int, mask: int) -> None:
     data = bytearray(b"".join(LINES))
@@ -81,13 +80,11 @@ def test_every_single_bit_of_a_record_counts(path: Path) -> None:
             assert not verify(path, bytes(data)).ok
 
 
-@settings(deadline=None)
 @given(place=st.integers(0, COUNT - 2))
 def test_a_deleted_record_is_found(path: Path, place: int) -> None:
     assert found(path, LINES[:place] + LINES[place + 1 :]) == (place + 1, ChainFault.SEQUENCE)
 
 
-@settings(deadline=None)
 @given(one=places, other=places)
 def test_swapped_records_are_found(path: Path, one: int, other: int) -> None:
     lines = list(LINES)
@@ -98,7 +95,6 @@ def test_swapped_records_are_found(path: Path, one: int, other: int) -> None:
         assert found(path, lines) == (min(one, other) + 1, ChainFault.SEQUENCE)
 
 
-@settings(deadline=None)
 @given(place=places, at=st.integers(0, COUNT))
 def test_a_doubled_record_is_found(path: Path, place: int, at: int) -> None:
     bad_line, fault = found(path, [*LINES[:at], LINES[place], *LINES[at:]])
@@ -106,7 +102,6 @@ def test_a_doubled_record_is_found(path: Path, place: int, at: int) -> None:
     assert bad_line == (at + 1 if at != place else at + 2)
 
 
-@settings(deadline=None)
 @given(place=places)
 def test_a_record_put_in_is_found(path: Path, place: int) -> None:
     """It verifies by itself and has the right sequence, but is of another chain."""
@@ -120,7 +115,6 @@ def test_a_chain_does_not_begin_in_the_middle(path: Path) -> None:
     assert found(path, LINES[1:]) == (1, ChainFault.SEQUENCE)
 
 
-@settings(deadline=None)
 @given(size=st.integers(1, sum(map(len, LINES)) - 1))
 def test_a_cut_tail_is_found_by_the_kept_head(path: Path, size: int) -> None:
     data = b"".join(LINES)[:size]

@@ -23,6 +23,7 @@ from jwt.algorithms import RSAAlgorithm
 from tests.security.conftest import public_pem
 from tests.security.forge import segment
 from tests.security.start_stage import CANARY, SECRET, Done, Forker, Stage, forking
+from tests.support.restarting import free_ports
 
 RSA_KEY = rsa.generate_private_key(65537, 2048)
 RSA_PEM = public_pem(RSA_KEY)
@@ -166,15 +167,6 @@ def unix(name: str, rule: str, make: Callable[[Path], object], leaves: tuple[str
         return {"grpc": f'listen = "unix:{own}/grpc.sock"'}
 
     return Case(name, f"grpc.listen: {rule}", prepared(prepare), leaves=leaves)
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports that were free a moment ago."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 PORTS = dict(zip(("websocket", "grpc", "ops"), free_ports(3), strict=True))

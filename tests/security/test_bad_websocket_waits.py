@@ -175,10 +175,10 @@ CASES = [
 @pytest.fixture(scope="module")
 def sidecar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSidecar]:
     environment = {
-        "SIDECAR_WEBSOCKET__HANDSHAKE_TIMEOUT_S": "1.5",
-        "SIDECAR_LIMITS__HELLO_TIMEOUT_S": "1.5",
+        "SIDECAR_WEBSOCKET__HANDSHAKE_TIMEOUT_S": "4",
+        "SIDECAR_LIMITS__HELLO_TIMEOUT_S": "4",
         "SIDECAR_LIMITS__HEALTH_CHECK_INTERVAL_S": "0.5",
-        "SIDECAR_LIMITS__PONG_TIMEOUT_S": "3",
+        "SIDECAR_LIMITS__PONG_TIMEOUT_S": "8",
         "SIDECAR_LIMITS__SLOW_CONSUMER_TIMEOUT_S": "0.5",
     }
     with quiet_sidecar(tmp_path_factory.mktemp("waits"), **environment) as running:

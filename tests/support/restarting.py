@@ -17,6 +17,8 @@ from tests.support.running import Premises, RunningSidecar, end, furnish, launch
 LISTENERS = ("WEBSOCKET", "GRPC", "OPS")
 PORTS = (20_000, 32_000)
 """Below those that the kernel lends to clients: one of them may call while nobody listens, and would have the port."""
+SHARES = 8
+"""Into so many the workers of a run divide them: what is down for a while finds its ports free when it is back."""
 
 
 class RestartingSidecar:
@@ -98,9 +100,10 @@ async def restarting_sidecar(
 def free_ports(wanted: int) -> list[int]:
     """Ports of loopback that nobody listens on now, and that no client is given."""
     random = Random(os.urandom(8))
+    share = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % SHARES
     found: set[int] = set()
     while len(found) < wanted:
-        port = random.randrange(*PORTS)
+        port = random.randrange(PORTS[0] + share, PORTS[1], SHARES)
         with socket.socket() as plain:
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -95,7 +95,7 @@ async def test_close_does_not_wait_for_a_client_that_does_not_read(make_edge: Ma
     edge = await make_edge(close_timeout_s=0.05)
     stream = await edge.stream()
     await stream.hello(edge.token())
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):
         await edge.edge.close()
     assert edge.edge.connections == 0
 
@@ -149,7 +149,7 @@ async def test_close_before_start() -> None:
 
 
 async def test_nothing_is_left(make_edge: MakeHarness) -> None:
-    edge = await make_edge(hello_timeout_s=0.02)
+    edge = await make_edge()
     before = asyncio.all_tasks()
     for number in range(5):
         await edge.welcomed(f"user{number}")

@@ -170,7 +170,7 @@ async def test_the_user_token_is_renewed_in_band(tmp_path: Path) -> None:
 
 async def test_an_expired_token_is_asked_for_again(sidecar: RunningSidecar, service: AsyncSidecarClient) -> None:
     """A socket ends with its token (4000); the next hello brings another, and resumes."""
-    tokens = iter([sidecar.user_token("alice", ttl_s=1, now=time.time() - 27)])
+    tokens = iter([sidecar.user_token("alice", ttl_s=1, now=time.time() - 25)])
     async with connect(
         sidecar.websocket_url, token=lambda: next(tokens, sidecar.user_token("alice")), tuning=AT_ONCE
     ) as user:
@@ -289,7 +289,7 @@ async def test_closing_with_unread_messages_is_bounded(sidecar: RunningSidecar, 
         for n in range(80):
             await service.send_to_user(user.isolation_key, user.context_token, json=[n, "x" * 10_000])
         started = loop.time()
-    assert loop.time() - started < 3
+    assert loop.time() - started < 8
 
 
 async def test_a_consumer_cancelled_at_every_turn_loses_nothing(

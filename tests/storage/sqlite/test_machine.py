@@ -327,4 +327,4 @@ class Lives(RuleBasedStateMachine):
 
 
 TestLives = Lives.TestCase
-TestLives.settings = settings(max_examples=40 * FACTOR, stateful_step_count=40, deadline=None, derandomize=FACTOR == 1)
+TestLives.settings = settings(max_examples=40 * FACTOR, stateful_step_count=40, derandomize=FACTOR == 1)

@@ -111,7 +111,6 @@ TestOnSqlite = OnSqlite.TestCase
 TestOnSqlite.settings = settings(
     max_examples=40 * FACTOR,
     stateful_step_count=40,
-    deadline=None,
     derandomize=FACTOR == 1,
     database=None,
     phases=PHASES,
