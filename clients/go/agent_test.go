@@ -613,6 +613,75 @@ func TestTokensAreRefreshedAsLongAsTheContextIsHeld(t *testing.T) {
 	})
 }
 
+func TestATokenThatWasRefusedIsAskedForNoMoreUntilAnEventBringsAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked, answers := make(chan string, 10), make(chan error)
+		r := newTokenRefresh(func(_ context.Context, token string) (ContextToken, error) {
+			asked <- token
+			return ContextToken{}, <-answers
+		}, slog.New(slog.NewTextHandler(io.Discard, nil)))
+		refuse := func() {
+			answers <- refusal(codes.Unauthenticated, ErrTokenExpired, "")
+			synctest.Wait()
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		go r.run(ctx)
+		held := &AgentContext{}
+		comes := func(token string) { // by an event
+			held.renew(token)
+			r.keep(held)
+		}
+		comes(tokenFor(1_000))
+		time.Sleep(401 * time.Second)
+		equal(t, soon(t, asked), tokenFor(1_000))
+		refuse()
+		comes(tokenFor(1_000)) // the same one
+		time.Sleep(time.Hour)
+		equal(t, len(asked), 0)
+		comes(tokenFor(500))
+		comes(tokenFor(500))
+		time.Sleep(201 * time.Second)
+		equal(t, soon(t, asked), tokenFor(500))
+		comes(tokenFor(2_000)) // while the one before is asked for
+		refuse()
+		time.Sleep(799 * time.Second)
+		equal(t, len(asked), 0)
+		time.Sleep(2 * time.Second)
+		equal(t, soon(t, asked), tokenFor(2_000))
+		refuse()
+		equal(t, len(asked), 0)
+		runtime.KeepAlive(held)
+		cancel()
+		synctest.Wait()
+	})
+}
+
+func TestAnEventHasAContextRefreshedAgainWhoseTokenWasRefused(t *testing.T) {
+	t.Parallel()
+	asked, handled := make(chan string, 10), make(chan *AgentContext, 10)
+	a := newAttached()
+	s := &scripted{attach: a.serve, refresh: func(
+		_ context.Context, token string,
+	) (*apiv1.RefreshContextTokenResponse, error) {
+		asked <- token
+		return nil, failure(codes.Unauthenticated, "TOKEN_EXPIRED", 0)
+	}}
+	agent := NewAgent("answers", WithClient(dial(t, serve(t, s), WithServiceToken("service"))))
+	agent.OnMessage("ask", func(_ context.Context, user *AgentContext, _ *InboundMessage) error {
+		handled <- user
+		return nil
+	})
+	start(t, agent, a)
+	for i, token := range []string{tokenFor(1), tokenFor(2)} {
+		said := message(fmt.Sprint("d-", i), "k", fmt.Sprint("m-", i), "?")
+		said.ContextToken = token
+		a.events <- said
+		held := soon(t, handled)
+		equal(t, soon(t, asked), token)
+		equal(t, held.Ended(), false)
+	}
+}
+
 func TestASendGoesByTheNewestToken(t *testing.T) {
 	t.Parallel()
 	user := &AgentContext{}

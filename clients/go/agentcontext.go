@@ -29,6 +29,8 @@ type AgentContext struct {
 	mu        sync.Mutex
 	token     string
 	refreshAt time.Time // zero: never
+
+	kept bool // tokenRefresh looks after it, under whose mutex this is
 }
 
 // ContextToken is the newest context token, a secret. Read it each time: it is refreshed as long as the context is held.
@@ -123,6 +125,15 @@ func (a *AgentContext) renew(token string) {
 	a.token, a.refreshAt = token, time.Time{}
 	if life, ok := lifeOf(token); ok {
 		a.refreshAt = time.Now().Add(time.Duration(refreshAt * float64(life)))
+	}
+}
+
+// lapse says that a token is good no more: it is not refreshed. One that came meanwhile is.
+func (a *AgentContext) lapse(token string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if token == a.token {
+		a.refreshAt = time.Time{}
 	}
 }
 

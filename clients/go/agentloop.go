@@ -215,6 +215,7 @@ func (l *agentLoop) contextOf(frame *apiv1.AttachResponse_Event) *AgentContext {
 	held := l.contexts[key].Value()
 	if held != nil {
 		held.renew(frame.GetContextToken())
+		l.refresh.keep(held)
 		return held
 	}
 	held = &AgentContext{

@@ -46,17 +46,27 @@ func newTokenRefresh(
 	return &tokenRefresh{refresh: refresh, logger: logger, sooner: make(chan struct{}, 1)}
 }
 
-// keep refreshes that context's token as long as somebody holds the context. Once a context.
+// keep refreshes that context's token as long as somebody holds the context. It is told of every token that an event
+// brings: after one that was refused, the next is the first to be refreshed again.
 func (r *tokenRefresh) keep(held *AgentContext) {
-	if at, ok := held.dueAt(); ok {
-		r.push(held, at)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !held.kept {
+		r.push(held, time.Time{})
 	}
 }
 
-func (r *tokenRefresh) push(held *AgentContext, at time.Time) {
-	r.mu.Lock()
+// push has a context looked at when its token is due, and not before; not at all where it never is. Under the mutex, so
+// that no token comes between: each is either seen here, or kept.
+func (r *tokenRefresh) push(held *AgentContext, notBefore time.Time) {
+	at, ok := held.dueAt()
+	if held.kept = ok; !ok {
+		return
+	}
+	if at.Before(notBefore) {
+		at = notBefore
+	}
 	heap.Push(&r.due, dueContext{at, weak.Make(held)})
-	r.mu.Unlock()
 	select {
 	case r.sooner <- struct{}{}:
 	default:
@@ -107,28 +117,34 @@ func (r *tokenRefresh) look(ctx context.Context, held *AgentContext) {
 	if held == nil {
 		return
 	}
-	at, ok := held.dueAt()
-	if ok && time.Until(at) <= 0 {
-		at, ok = r.renew(ctx, held)
+	var notBefore time.Time
+	if at, ok := held.dueAt(); ok && time.Until(at) <= 0 {
+		notBefore = r.renew(ctx, held)
 	}
-	if ok && ctx.Err() == nil {
-		r.push(held, at)
+	if ctx.Err() != nil {
+		return
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.push(held, notBefore)
 }
 
-func (r *tokenRefresh) renew(ctx context.Context, held *AgentContext) (time.Time, bool) {
-	token, err := r.refresh(ctx, held.ContextToken())
+// renew asks for another token; before which time not to ask again.
+func (r *tokenRefresh) renew(ctx context.Context, held *AgentContext) time.Time {
+	token := held.ContextToken()
+	renewed, err := r.refresh(ctx, token)
 	switch {
 	case err == nil:
-		held.renew(token.Text)
-		return held.dueAt()
+		held.renew(renewed.Text)
+		return time.Time{}
 	case errors.Is(err, ErrManagerGone):
 		held.ended.Store(true)
-		return time.Time{}, false
+		return time.Time{}
 	case errors.Is(err, ErrToken):
-		return time.Time{}, false // it is good no more; the next event brings another
+		held.lapse(token)
+		return time.Time{}
 	case ctx.Err() == nil:
 		r.logger.Warn("a context token could not be refreshed", "error", err)
 	}
-	return time.Now().Add(refreshAgain), true
+	return time.Now().Add(refreshAgain)
 }

@@ -55,6 +55,11 @@ export class AgentContext {
     this.#refreshAt = this.#ports.now() + REFRESH_AT * lifeS(token);
   }
 
+  /** That token is good no more: it is not refreshed. One that came meanwhile is. @internal */
+  lapse(token: string): void {
+    if (token === this.#token) this.#refreshAt = Infinity;
+  }
+
   /** The context has ended. @internal */
   end(): void {
     this.#ended = true;

@@ -219,6 +219,7 @@ export class AgentLoop {
     const known = this.#contexts.get(frame.isolationKey)?.deref();
     if (known !== undefined) {
       known.renew(frame.contextToken);
+      this.#refresh.keep(known);
       return known;
     }
     const context = new AgentContext(frame.isolationKey, userContextFrom(frame.context), this.#ports);

@@ -23,6 +23,8 @@ export class TokenRefresh {
   readonly #ports: RefreshPorts;
   /** Each with the time of its next look, in monotonic seconds. What nobody else holds is not held here either. */
   readonly #due = new Map<WeakRef<AgentContext>, number>();
+  /** Those that are due at some time. */
+  readonly #kept = new WeakSet<AgentContext>();
   #timer: NodeJS.Timeout | undefined;
   #timerAt = Infinity;
   #stopped = false;
@@ -36,9 +38,12 @@ export class TokenRefresh {
     return this.#due.size;
   }
 
-  /** Refresh that context's token as long as somebody holds the context. Once a context. */
+  /**
+   * Refresh that context's token as long as somebody holds the context. It is told of every token that an event brings:
+   * after one that was refused, the next is the first to be refreshed again.
+   */
   keep(context: AgentContext): void {
-    this.#put(new WeakRef(context), context.refreshAt);
+    if (!this.#kept.has(context)) this.#put(new WeakRef(context), context, context.refreshAt);
   }
 
   /** No more. */
@@ -56,29 +61,39 @@ export class TokenRefresh {
       this.#due.delete(held);
       const context = held.deref();
       if (context === undefined || context.ended) continue;
-      this.#put(held, context.refreshAt > now ? context.refreshAt : await this.#renew(context));
+      this.#put(held, context, context.refreshAt > now ? context.refreshAt : await this.#renew(context));
     }
     this.#arm(Math.min(...this.#due.values()));
   }
 
   /** When to look again. Never rejects. */
   async #renew(context: AgentContext): Promise<number> {
+    const { contextToken } = context;
     try {
-      const token = await this.#ports.refresh(context.contextToken);
+      const token = await this.#ports.refresh(contextToken);
       context.renew(token.text);
       return context.refreshAt;
     } catch (error) {
-      if (error instanceof ManagerGone) context.end();
-      // A token that is good no more is not refreshed: the next event brings another.
-      if (error instanceof ManagerGone || error instanceof TokenError) return Infinity;
+      if (error instanceof ManagerGone) {
+        context.end();
+        return Infinity;
+      }
+      if (error instanceof TokenError) {
+        context.lapse(contextToken);
+        return context.refreshAt;
+      }
       const why = error instanceof SidecarError ? error.reason || error.code : "the client is closed";
       if (!this.#stopped) this.#ports.logger.warn(`a context token could not be refreshed: ${why}`);
       return this.#ports.now() + AGAIN_S;
     }
   }
 
-  #put(held: WeakRef<AgentContext>, at: number): void {
-    if (at === Infinity || this.#stopped) return;
+  #put(held: WeakRef<AgentContext>, context: AgentContext, at: number): void {
+    if (at === Infinity || this.#stopped) {
+      this.#kept.delete(context);
+      return;
+    }
+    this.#kept.add(context);
     this.#due.set(held, at);
     this.#arm(at);
   }

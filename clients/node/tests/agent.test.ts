@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Agent, ServiceDenied, SidecarClient, StreamCancelled, SubscriptionTaken } from "../src/index.js";
-import type { AgentEvent, AgentOptions, Logger } from "../src/index.js";
+import type { AgentContext, AgentEvent, AgentOptions, Logger } from "../src/index.js";
 import { MAX_BACKLOG } from "../src/dispatch.js";
 import { Attachments, eventOf, inboundOf } from "./support/attach.js";
 import { acceptAll, Streams } from "./support/deliver.js";
@@ -533,4 +533,36 @@ test("waitAttached gives up when its time is up", async () => {
   assert.equal((await failure(agent.waitAttached({ timeoutS: 0.1 }))).code, "DEADLINE_EXCEEDED");
   await agent.stop();
   sidecar.stop();
+});
+
+test("a context whose token was refused is refreshed again once an event has brought another", async () => {
+  const attachments = new Attachments();
+  const tokens = [0.5, 0.6].map((lifeS) => {
+    const claims = JSON.stringify({ iat: 1_000, exp: 1_000 + lifeS });
+    return `h.${Buffer.from(claims).toString("base64url")}.s`;
+  });
+  const asked: string[] = [];
+  const sidecar = await ScriptedSidecar.start({
+    attach: attachments.script,
+    refreshContextToken: (_, metadata) => {
+      asked.push(...metadata.get("x-context-token").map(String));
+      return { code: 16, reason: "TOKEN_EXPIRED" };
+    },
+  });
+  const held: AgentContext[] = [];
+  const agent = new Agent("answers", { endpoint: sidecar.endpoint, serviceToken: "s" });
+  try {
+    agent.onMessage((context) => held.push(context)).start();
+    const attachment = await attachments.nth(0);
+    for (const [index, contextToken] of tokens.entries()) {
+      attachment.message("a", `m-${index}`, "?", { contextToken });
+      const end = performance.now() + 5_000;
+      while (asked.length <= index && performance.now() < end) await pause(10);
+      assert.deepEqual(asked, tokens.slice(0, index + 1));
+    }
+    assert.deepEqual([held[0] === held[1], held[0]?.ended], [true, false]);
+  } finally {
+    await agent.stop({ graceS: 0 });
+    sidecar.stop();
+  }
 });

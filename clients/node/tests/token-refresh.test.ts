@@ -81,6 +81,32 @@ test("what fails for now is tried again, what is over is not", async () => {
   world.refresh.stop();
 });
 
+test("a token that was refused is asked for no more, until an event brings another", async () => {
+  const world = new World();
+  const context = world.context(token("first"));
+  const comes = (text: string): void => {
+    context.renew(text);
+    world.refresh.keep(context);
+  };
+  world.answer = () => Promise.reject(new TokenExpired("UNAUTHENTICATED", "TOKEN_EXPIRED", ""));
+  assert.equal(await world.at(40), 1);
+  comes(token("first"));
+  assert.deepEqual([await world.at(100), world.refresh.size], [1, 0]);
+  comes(token("second"));
+  comes(token("second"));
+  assert.deepEqual([await world.at(139), world.refresh.size], [1, 1]);
+  world.answer = () => {
+    comes(token("third")); // while the one before is asked for
+    return Promise.reject(new TokenExpired("UNAUTHENTICATED", "TOKEN_EXPIRED", ""));
+  };
+  assert.deepEqual([await world.at(140), world.refresh.size], [2, 1]);
+  assert.equal(await world.at(179), 2);
+  assert.equal(await world.at(180), 3);
+  assert.deepEqual(world.asked, [token("first"), token("second"), token("third")]);
+  assert.equal(context.ended, false);
+  world.refresh.stop();
+});
+
 test("a context that has ended, and a token that does not say when it ends, are left alone", async () => {
   const world = new World();
   world.context(token("first")).end();

@@ -67,6 +67,9 @@ final class ScriptedSidecar implements AutoCloseable {
   final BlockingQueue<Stream<AttachRequest, AttachResponse>> attaches = new LinkedBlockingQueue<>();
   volatile int closes;
 
+  /** What RefreshContextToken is refused with; null: it is not. */
+  volatile StatusRuntimeException refreshRefusal;
+
   private final Server server;
 
   ScriptedSidecar() throws IOException {
@@ -241,6 +244,10 @@ final class ScriptedSidecar implements AutoCloseable {
         RefreshContextTokenRequest request,
         StreamObserver<RefreshContextTokenResponse> observer) {
       refreshed.add(HEADERS.get().get(CONTEXT_TOKEN));
+      if (refreshRefusal != null) {
+        observer.onError(refreshRefusal);
+        return;
+      }
       observer.onNext(
           RefreshContextTokenResponse.newBuilder()
               .setContextToken("renewed-" + refreshed.size())
