@@ -109,7 +109,8 @@ func dialOptions(s *settings) []grpc.DialOption {
 	}
 }
 
-// Close closes the senders, each bounded, then the connection; calls under way fail. Idempotent; returns nil.
+// Close closes the senders side by side, within 5 seconds, then the connection; calls under way fail. Idempotent; returns
+// nil.
 func (c *Client) Close() error {
 	c.closeOnce.Do(func() {
 		c.mu.Lock()

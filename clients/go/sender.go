@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -18,6 +19,8 @@ import (
 const (
 	mib          = 1 << 20
 	closeTimeout = 5 * time.Second
+	// halfClose is how long a stream on which all is answered may take to end in order: nothing is lost where it is cut off.
+	halfClose = 200 * time.Millisecond
 
 	maxLanes      = 1_024
 	maxFrameItems = 1_000
@@ -81,6 +84,7 @@ type Sender struct {
 	end      context.CancelFunc
 	closing  chan struct{}
 	finished chan struct{}
+	serving  atomic.Bool // there is a stream, not only the wait for one
 
 	mu      sync.Mutex
 	started bool
@@ -216,8 +220,9 @@ func (s *Sender) wake() {
 	}
 }
 
-// Close takes no more, writes what is queued, half-closes and waits for the receipts, at most 5 seconds; the rest fails
-// with ErrTransport, CANCELLED. Idempotent; returns nil.
+// Close takes no more, writes what is queued, half-closes and waits for the receipts, at most 5 seconds: not at all where
+// nothing is queued or unanswered, also while the sidecar is away. The rest fails with ErrTransport, CANCELLED. Idempotent;
+// returns nil.
 func (s *Sender) Close() error {
 	s.mu.Lock()
 	if !s.closed {
@@ -227,12 +232,7 @@ func (s *Sender) Close() error {
 	started := s.started
 	s.mu.Unlock()
 	if started {
-		timer := time.NewTimer(closeTimeout)
-		defer timer.Stop()
-		select {
-		case <-s.finished:
-		case <-timer.C:
-		}
+		s.finish()
 		s.end()
 		<-s.finished
 	}
@@ -241,6 +241,30 @@ func (s *Sender) Close() error {
 	delete(s.client.senders, s)
 	s.client.mu.Unlock()
 	return nil
+}
+
+// finish waits until all is answered, then a moment for the stream to end.
+func (s *Sender) finish() {
+	timer := time.NewTimer(closeTimeout)
+	defer timer.Stop()
+	select {
+	case <-s.finished:
+		return
+	case <-s.core.whenIdle():
+	case <-timer.C:
+		return
+	}
+	if !s.serving.Load() {
+		return
+	}
+	s.wake() // what expired is not written any more: it may half-close
+	half := time.NewTimer(halfClose)
+	defer half.Stop()
+	select {
+	case <-s.finished:
+	case <-half.C:
+	case <-timer.C:
+	}
 }
 
 func (s *Sender) isClosing() bool {
@@ -302,6 +326,8 @@ func (s *Sender) stream() *Error {
 	if !s.core.hasQueued() {
 		return nil // it was given up meanwhile: a stream without a lane would only be ended
 	}
+	s.serving.Store(true)
+	defer s.serving.Store(false)
 	written := make(chan struct{})
 	go func() {
 		defer close(written)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -333,19 +334,62 @@ func TestCloseWritesWhatIsQueuedAndWaitsForTheReceipts(t *testing.T) {
 	equal(t, errors.Is(err, ErrClosed), true)
 }
 
+// closesWithin closes it, which takes less than that.
+func closesWithin(t *testing.T, bound time.Duration, it io.Closer) {
+	t.Helper()
+	closed := make(chan struct{})
+	began := time.Now()
+	go func() { defer close(closed); _ = it.Close() }()
+	soon(t, closed)
+	if took := time.Since(began); took >= bound {
+		t.Fatalf("it took %v", took)
+	}
+}
+
 func TestCloseFailsTheRestAfterItsBound(t *testing.T) {
 	t.Parallel()
 	client := dial(t, &scripted{target: "127.0.0.1:1"}) // nobody is there
-	sender := client.Sender()
-	pending := sendAll(t, sender, []string{"x"}, Timeout(time.Minute))[0]
-	closed := make(chan struct{})
-	began := time.Now()
-	go func() { defer close(closed); _ = client.Close() }()
-	soon(t, closed)
-	equal(t, time.Since(began) < closeTimeout+2*time.Second, true)
+	var pending []*Pending
+	for range 3 { // side by side
+		pending = append(pending, sendAll(t, client.Sender(), []string{"x"}, Timeout(time.Minute))...)
+	}
+	closesWithin(t, closeTimeout+2*time.Second, client)
+	for _, each := range pending {
+		_, err := each.Wait(within(t))
+		var failed *Error
+		equal(t, errors.As(err, &failed) && failed.Code == codes.Canceled && errors.Is(err, ErrClosed), true)
+	}
+}
+
+func TestCloseWithNothingToDoTakesNoTimeWhileNobodyIsThere(t *testing.T) {
+	t.Parallel()
+	client := dial(t, &scripted{target: "127.0.0.1:1"})
+	for range 3 {
+		_, err := sendAll(t, client.Sender(), []string{"x"}, Timeout(50*time.Millisecond))[0].Wait(within(t))
+		equal(t, errors.Is(err, context.DeadlineExceeded), true)
+	}
+	closesWithin(t, closeTimeout/2, client)
+}
+
+func TestCloseWithNothingToDoDoesNotWaitForAStreamThatDoesNotEnd(t *testing.T) {
+	t.Parallel()
+	d := &deliverer{answer: takesAll}
+	client := dial(t, serve(t, &scripted{deliver: func(stream apiv1.DeliveryService_DeliverServer) error {
+		_ = d.serve(stream)
+		<-stream.Context().Done() // half-closed, as where the connection is dead
+		return nil
+	}}))
+	must[Receipt](t)(sendAll(t, client.Sender(), []string{"x"})[0].Wait(within(t)))
+	closesWithin(t, closeTimeout/2, client)
+}
+
+func TestCloseEndsWithTheDeadlineOfTheLastMessage(t *testing.T) {
+	t.Parallel()
+	sender := dial(t, &scripted{target: "127.0.0.1:1"}).Sender()
+	pending := sendAll(t, sender, []string{"x"}, Timeout(300*time.Millisecond))[0]
+	closesWithin(t, closeTimeout/2, sender)
 	_, err := pending.Wait(within(t))
-	var failed *Error
-	equal(t, errors.As(err, &failed) && failed.Code == codes.Canceled && errors.Is(err, ErrClosed), true)
+	equal(t, errors.Is(err, context.DeadlineExceeded), true)
 }
 
 func TestWhatCannotBeSentCostsNobodyAnything(t *testing.T) {

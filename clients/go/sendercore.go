@@ -32,7 +32,8 @@ type senderCore struct {
 	lanes    *lanes
 	added    uint64
 	inFlight int
-	earliest time.Time // no deadline of a message is before it
+	idle     chan struct{} // closed when nothing is held; made when it is asked for
+	earliest time.Time     // no deadline of a message is before it
 	timer    *time.Timer
 }
 
@@ -50,6 +51,19 @@ func (c *senderCore) held() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.inFlight
+}
+
+// whenIdle is closed once no message waits to be written or answered. Ask when no more are added.
+func (c *senderCore) whenIdle() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.idle == nil {
+		c.idle = make(chan struct{})
+		if c.inFlight == 0 {
+			close(c.idle)
+		}
+	}
+	return c.idle
 }
 
 // add queues a message behind all that were added before.
@@ -297,6 +311,9 @@ func (c *senderCore) finish(p *Pending, failed *Error) {
 func (c *senderCore) leave(p *Pending) {
 	p.left = true
 	c.inFlight--
+	if c.inFlight == 0 && c.idle != nil {
+		close(c.idle)
+	}
 	c.onLeft()
 }
 

@@ -53,7 +53,7 @@ export class SidecarClient {
     return this.#connection.settings.endpoint;
   }
 
-  /** Close the senders, each bounded, then the channel; calls under way reject. Idempotent. */
+  /** Close the senders side by side, within 5 s, then the channel; calls under way reject. Idempotent. */
   async close(): Promise<void> {
     await Promise.all([...this.#senders].map((sender) => sender.close()));
     this.#connection.close();

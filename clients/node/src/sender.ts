@@ -25,6 +25,8 @@ import type { SenderLimits } from "./sender-limits.js";
 import type { Receipt, SendOptions, Target } from "./values.js";
 
 const CLOSE_TIMEOUT_S = 5;
+/** How long a stream on which all is answered may take to end in order: nothing is lost where it is cut off. */
+const HALF_CLOSE_S = 0.2;
 
 /** What a sender may be told. */
 export interface SenderOptions {
@@ -60,6 +62,8 @@ export class Sender {
   #stream: DeliverStream | undefined;
   #running: Promise<void> | undefined;
   #closing: Promise<void> | undefined;
+  /** Told when nothing is queued or unanswered any more. */
+  #whenAnswered: (() => void) | undefined;
 
   /** @internal */
   constructor(connection: Connection, options: SenderOptions, onClosed: (sender: Sender) => void) {
@@ -74,6 +78,7 @@ export class Sender {
       },
       left: (entry) => {
         this.#deadlines.delete(entry);
+        if (this.#core.empty) this.#whenAnswered?.();
       },
       streamCancelled: (cancellation) => options.onStreamCancelled?.(cancellation),
     });
@@ -143,7 +148,8 @@ export class Sender {
   /**
    * Take no more, write what is queued, half-close, wait for the receipts, at most `timeoutS`. Idempotent.
    *
-   * What has no answer by then rejects with TransportError, CANCELLED.
+   * At once where nothing is queued or unanswered, also while the sidecar is away. What has no answer by then rejects with
+   * TransportError, CANCELLED.
    */
   close({ timeoutS = CLOSE_TIMEOUT_S }: { readonly timeoutS?: number | undefined } = {}): Promise<void> {
     this.#closing ??= this.#close(timeoutS);
@@ -157,16 +163,28 @@ export class Sender {
   async #close(timeoutS: number): Promise<void> {
     const running = this.#running;
     if (running !== undefined) {
-      this.#stream?.finish();
-      const enough = setTimeout(() => {
+      const giveUp = (): void => {
         this.#giveUp();
-      }, timeoutS * 1_000);
+      };
+      this.#stream?.finish();
+      const enough = setTimeout(giveUp, timeoutS * 1_000);
+      await Promise.race([running, this.#answered()]);
+      this.#stream?.finish(); // what expired meanwhile is not written any more: it may half-close
+      const half = setTimeout(giveUp, this.#stream === undefined ? 0 : HALF_CLOSE_S * 1_000);
       await running;
+      clearTimeout(half);
       clearTimeout(enough);
     }
     this.#giveUp();
     this.#deadlines.close();
     this.#onClosed(this);
+  }
+
+  #answered(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#whenAnswered = resolve;
+      if (this.#core.empty) resolve();
+    });
   }
 
   #giveUp(): void {

@@ -3,8 +3,8 @@ import { test } from "node:test";
 import { inspect } from "node:util";
 import { BadRequest, IsolationViolation, OutboxFull, SidecarClient, TokenExpired, TransportError } from "../src/index.js";
 import type { Receipt, Sender, SenderOptions, StreamCancellation, Target } from "../src/index.js";
-import { acceptAll, Streams } from "./support/deliver.js";
-import type { Came, Deliver } from "./support/deliver.js";
+import { acceptAll, Deliver, Streams } from "./support/deliver.js";
+import type { Came } from "./support/deliver.js";
 import { failure, pause, rejection } from "./support/failure.js";
 import { receipt, ScriptedSidecar } from "./support/sidecar.js";
 
@@ -384,6 +384,53 @@ test("close before there is a sidecar is bounded too", async () => {
   await sender.close({ timeoutS: 0.1 });
   assert.equal((await send).code, "CANCELLED");
   await client.close();
+});
+
+/** Closes it within half of what closing may take. */
+async function closesSoon(it: { close(): Promise<void> }): Promise<void> {
+  const began = performance.now();
+  await it.close();
+  const took = performance.now() - began;
+  assert.ok(took < 2_500, `it took ${took} ms`);
+}
+
+test("close with nothing to do takes no time while nobody is there", async () => {
+  const client = new SidecarClient({ endpoint: "127.0.0.1:1" });
+  for (let n = 0; n < 3; n += 1) await failure(client.sender().send(ALICE, { json: n }, { timeoutS: 0.05 }));
+  await closesSoon(client);
+});
+
+test("close with nothing to do does not wait for a stream that does not end", async () => {
+  const sidecar = await ScriptedSidecar.start({
+    deliver: (call) => {
+      new Deliver(call, acceptAll).ends = false; // as where the connection is dead
+    },
+  });
+  const client = new SidecarClient({ endpoint: sidecar.endpoint });
+  try {
+    await client.sender().send(ALICE, { json: 1 });
+    await closesSoon(client);
+  } finally {
+    sidecar.stop();
+  }
+});
+
+test("close ends with the deadline of the last message", async () => {
+  const client = new SidecarClient({ endpoint: "127.0.0.1:1" });
+  const sender = client.sender();
+  const send = failure(sender.send(ALICE, { json: 1 }, { timeoutS: 0.3 }));
+  await closesSoon(sender);
+  assert.equal((await send).code, "DEADLINE_EXCEEDED");
+  await client.close();
+});
+
+test("the senders of a client close side by side", async () => {
+  const client = new SidecarClient({ endpoint: "127.0.0.1:1" });
+  const sends = [1, 2, 3].map((n) => failure(client.sender().send(ALICE, { json: n }, { timeoutS: 60 })));
+  const began = performance.now();
+  await client.close();
+  assert.ok(performance.now() - began < 7_000);
+  for (const error of await Promise.all(sends)) assert.equal(error.code, "CANCELLED");
 });
 
 test("a sidecar that was stopped and started is sent to again", async () => {

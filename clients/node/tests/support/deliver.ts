@@ -26,6 +26,8 @@ export class Deliver {
   readonly opened: { lane: number; isolationKey: string; contextToken: string; expectedUserId: string }[] = [];
   readonly closed: number[] = [];
   halfClosed = false;
+  /** Whether it ends when it is half-closed. */
+  ends = true;
   readonly #next = new Map<number, number>();
   readonly #waiting: (() => void)[] = [];
 
@@ -34,7 +36,7 @@ export class Deliver {
     call.on("error", () => undefined);
     call.on("end", () => {
       this.halfClosed = true;
-      call.end();
+      if (this.ends) call.end();
     });
     call.on("data", ({ frame }: DeliverRequest) => {
       if (frame?.$case === "openLane") this.opened.push(frame.value);

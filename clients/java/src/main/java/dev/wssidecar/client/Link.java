@@ -3,6 +3,7 @@ package dev.wssidecar.client;
 import dev.wssidecar.client.errors.TransportException;
 import io.grpc.Channel;
 import io.grpc.Status;
+import java.util.List;
 import java.util.Set;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ConcurrentHashMap;
@@ -77,10 +78,10 @@ final class Link {
     }
   }
 
-  /** Close the senders, each bounded, then the channel; calls under way end. Idempotent. */
+  /** Close the senders side by side, bounded, then the channel; calls under way end. Idempotent. */
   void close() {
     closed = true;
-    senders.forEach(Sender::close);
+    Sender.close(List.copyOf(senders), Sender.CLOSE_TIMEOUT);
     opened.channel().shutdownNow();
     timer.shutdownNow();
     TransportException error =

@@ -6,6 +6,7 @@ import dev.wssidecar.client.errors.TransportException;
 import dev.wssidecar.client.errors.UnavailableException;
 import io.grpc.Status;
 import java.time.Duration;
+import java.util.Collection;
 import java.util.List;
 import java.util.Objects;
 import java.util.concurrent.CompletableFuture;
@@ -14,6 +15,7 @@ import java.util.concurrent.RejectedExecutionException;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.locks.Condition;
 import java.util.concurrent.locks.ReentrantLock;
+import java.util.function.BooleanSupplier;
 import java.util.function.Consumer;
 import sidecar.api.v1.DeliverRequest;
 import sidecar.api.v1.DeliverResponse;
@@ -28,7 +30,10 @@ import sidecar.api.v1.DeliverResponse;
  * after later ones.
  */
 public final class Sender implements AutoCloseable {
-  private static final Duration CLOSE_TIMEOUT = Duration.ofSeconds(5);
+  static final Duration CLOSE_TIMEOUT = Duration.ofSeconds(5);
+
+  /** A stream on which all is answered may take so long to end in order: nothing is lost where it is cut off. */
+  private static final long HALF_CLOSE_NANOS = TimeUnit.MILLISECONDS.toNanos(200);
 
   /** This thread tells callers their outcomes: it must not wait for room that it alone makes. */
   private static final ThreadLocal<Boolean> TELLING = ThreadLocal.withInitial(() -> false);
@@ -319,8 +324,9 @@ public final class Sender implements AutoCloseable {
     }
   }
 
+  /** Something may have left. */
   private void roomMade() {
-    if (waitingForRoom > 0 && !core.full()) {
+    if (waitingForRoom > 0 && !core.full() || closing && answered()) {
       changed.signalAll();
     }
   }
@@ -398,13 +404,46 @@ public final class Sender implements AutoCloseable {
   }
 
   /**
-   * Take no more, write what is queued, half-close, wait for the receipts, at most that long. Idempotent. What has no answer
-   * by then fails with TransportException, CANCELLED.
+   * Take no more, write what is queued, half-close, wait for the receipts, at most that long: at once where nothing is
+   * queued or unanswered, also while the sidecar is away. Idempotent. What has no answer by then fails with
+   * TransportException, CANCELLED.
    *
    * @param timeout how long it may take
    */
   public void close(Duration timeout) {
     Objects.requireNonNull(timeout, "timeout");
+    close(List.of(this), timeout);
+  }
+
+  /** Close them side by side, so that they take that long together at most. */
+  static void close(Collection<Sender> senders, Duration timeout) {
+    long began = System.nanoTime();
+    long most = timeout.toNanos();
+    senders.forEach(Sender::finish);
+    boolean interrupted = false;
+    try {
+      for (Sender sender : senders) {
+        sender.await(sender::answered, most - (System.nanoTime() - began));
+      }
+      senders.forEach(Sender::finish); // what expired meanwhile is not written any more
+      long enough = Math.min(most, System.nanoTime() - began + HALF_CLOSE_NANOS);
+      for (Sender sender : senders) {
+        sender.await(sender::streamOver, enough - (System.nanoTime() - began));
+      }
+    } catch (InterruptedException stopped) {
+      interrupted = true;
+    }
+    for (Sender sender : senders) {
+      sender.giveUp();
+      sender.link.leave(sender);
+    }
+    if (interrupted) {
+      Thread.currentThread().interrupt();
+    }
+  }
+
+  /** Take no more, write what can be written, and half-close once there is nothing more to write. */
+  private void finish() {
     List<DeliverRequest> frames;
     lock.lock();
     try {
@@ -415,24 +454,23 @@ public final class Sender implements AutoCloseable {
       lock.unlock();
     }
     write(frames);
-    boolean interrupted = awaitEnd(timeout.toNanos());
-    giveUp();
-    link.leave(this);
-    if (interrupted) {
-      Thread.currentThread().interrupt();
-    }
   }
 
-  private boolean awaitEnd(long timeoutNanos) {
-    lock.lock();
+  private boolean answered() {
+    return core.inFlight() == 0;
+  }
+
+  private boolean streamOver() {
+    return stream == null;
+  }
+
+  private void await(BooleanSupplier so, long nanos) throws InterruptedException {
+    lock.lockInterruptibly();
     try {
-      long left = timeoutNanos;
-      while ((stream != null || core.hasQueued()) && left > 0) {
+      long left = nanos;
+      while (!so.getAsBoolean() && left > 0) {
         left = changed.awaitNanos(left);
       }
-      return false;
-    } catch (InterruptedException interrupted) {
-      return true;
     } finally {
       lock.unlock();
     }

@@ -378,7 +378,7 @@ public final class SidecarClient implements AutoCloseable {
     return new SenderBuilder(link, timeout);
   }
 
-  /** Close the senders, each within 5 s, then the connection; calls under way fail, CANCELLED. Idempotent. */
+  /** Close the senders side by side, within 5 s, then the connection; calls under way fail, CANCELLED. Idempotent. */
   @Override
   public void close() {
     link.close();

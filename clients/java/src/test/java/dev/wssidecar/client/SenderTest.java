@@ -4,6 +4,7 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertInstanceOf;
 import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTimeout;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import dev.wssidecar.client.ScriptedSidecar.Stream;
@@ -36,6 +37,9 @@ import sidecar.api.v1.DeliveryState;
 class SenderTest {
   private static final Recipient ALICE = Recipient.of("key-a", "token-a").expecting("alice");
   private static final Recipient BOB = Recipient.of("key-b", "token-b");
+
+  /** Than the 5 s that closing may take. */
+  private static final Duration MUCH_SOONER = Duration.ofMillis(2_500);
 
   private ScriptedSidecar sidecar;
   private SidecarClient client;
@@ -340,6 +344,54 @@ class SenderTest {
     new Peer(sidecar.nextDeliver()).take(1);
     sender.close(Duration.ofMillis(100));
     assertEquals(Status.Code.CANCELLED, ((TransportException) failure(send)).code());
+  }
+
+  @Test
+  void closingWithNothingToDoTakesNoTimeWhileNobodyIsThere() {
+    sidecar.close();
+    for (int i = 0; i < 3; i++) {
+      Sender sender = client.sender();
+      SendOptions soon = SendOptions.NONE.withTimeout(Duration.ofMillis(50));
+      assertThrows(TransportException.class, () -> sender.send(ALICE, Message.text("1"), soon));
+    }
+    assertTimeout(MUCH_SOONER, client::close);
+  }
+
+  @Test
+  void closingWithNothingToDoDoesNotWaitForAStreamThatDoesNotEnd() throws Exception {
+    for (int i = 0; i < 3; i++) { // side by side
+      CompletableFuture<Receipt> send = client.sender().sendAsync(ALICE, Message.text("1"));
+      Peer peer = new Peer(sidecar.nextDeliver());
+      peer.take(1);
+      peer.accept(0, 0, 1);
+      send.get();
+    }
+    assertTimeout(MUCH_SOONER, client::close);
+  }
+
+  @Test
+  void closingEndsWithTheDeadlineOfTheLastMessage() {
+    sidecar.close();
+    Sender sender = client.sender();
+    SendOptions soon = SendOptions.NONE.withTimeout(Duration.ofMillis(300));
+    CompletableFuture<Receipt> send = sender.sendAsync(ALICE, Message.text("1"), soon);
+    assertTimeout(MUCH_SOONER, () -> sender.close());
+    assertEquals(
+        Status.Code.DEADLINE_EXCEEDED, ((TransportException) failure(send)).code());
+  }
+
+  @Test
+  void theSendersOfAClientCloseSideBySide() {
+    sidecar.close();
+    List<CompletableFuture<Receipt>> sends = new ArrayList<>();
+    SendOptions late = SendOptions.NONE.withTimeout(Duration.ofMinutes(1));
+    for (int i = 0; i < 3; i++) {
+      sends.add(client.sender().sendAsync(ALICE, Message.text("1"), late));
+    }
+    assertTimeout(Duration.ofSeconds(7), client::close);
+    for (CompletableFuture<Receipt> send : sends) {
+      assertEquals(Status.Code.CANCELLED, ((TransportException) failure(send)).code());
+    }
   }
 
   private Sender sender(SenderLimits limits) {
