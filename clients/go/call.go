@@ -6,6 +6,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 )
 
 const (
@@ -50,19 +51,28 @@ func run[Request, Response any](
 		if !again || !sleep(ctx, c.closed, wait) {
 			return nil, failed
 		}
-		if failed.Reason == "" {
-			c.reconnect()
+		if failed.Reason == "" && !c.reconnect(ctx) {
+			return nil, failed
 		}
 	}
 }
 
-// reconnect has a lost connection tried again now, not after gRPC's own back-off: a call has only so many tries, and would
-// spend them all on it. Not more often than that back-off begins with.
-func (c *Client) reconnect() {
+// reconnect has a lost connection tried again now, not after gRPC's own back-off, and waits a moment for it: a call has only
+// so many tries, each fails at once while there is none, and chance may have them follow each other within milliseconds.
+// Not more often than that back-off begins with: where it was tried just now, gRPC does so again within the wait. False when
+// ctx ended.
+func (c *Client) reconnect(ctx context.Context) bool {
+	if c.conn.GetState() != connectivity.TransientFailure {
+		return true // there is one; or the next try begins one, and waits for it
+	}
 	last, now := c.reconnected.Load(), time.Now().UnixNano()
 	if now-last >= int64(reconnectBase) && c.reconnected.CompareAndSwap(last, now) {
 		c.conn.ResetConnectBackoff()
 	}
+	wait, cancel := context.WithTimeout(ctx, reconnectWait)
+	defer cancel()
+	c.conn.WaitForStateChange(wait, connectivity.TransientFailure)
+	return ctx.Err() == nil
 }
 
 // errorOf is what a failed call says; the end of the client is told from the caller's.

@@ -21,8 +21,13 @@ import (
 	apiv1 "ws-sidecar.dev/client/api/v1"
 )
 
-// reconnectBase is the least time between two tries to connect.
-const reconnectBase = 100 * time.Millisecond
+const (
+	// reconnectBase is the least time between two tries to connect.
+	reconnectBase = 100 * time.Millisecond
+	// reconnectWait is how long a call waits for a lost connection before it tries again: gRPC's first back-off, which may
+	// be a fifth longer, and time to connect.
+	reconnectWait = 300 * time.Millisecond
+)
 
 // Client sends to users through a sidecar. Make one and keep it; it connects when it is first used.
 //
