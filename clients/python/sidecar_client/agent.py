@@ -39,8 +39,9 @@ class Agent:
             async for event in agent: ...
 
     Events of one context are handled one after the other, those of different contexts side by side, `credits` at most.
-    A handler that raises is logged, and nothing else ends for it. An event is acknowledged when it comes, under load
-    within 10 ms: another worker gets it only where this process is lost before that.
+    A handler that raises is logged, and nothing else ends for it. An event is acknowledged when its handler begins,
+    under load within 10 ms; one that waits behind another of its context when half of `ack_timeout_s` is over. Another
+    worker gets it only where this process is lost or stopped before that.
     """
 
     def __init__(  # noqa: PLR0913 - each has a default, and is said by name

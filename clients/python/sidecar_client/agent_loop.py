@@ -55,7 +55,7 @@ class AgentLoop:
         self._credits = credits
         self._back_off = BackOff(BASE_S, CAP_S, uniform)
         self._memory = AgentMemory()
-        self._dispatcher = Dispatcher(handle, self._on_room)
+        self._dispatcher = Dispatcher(handle, self._on_room, self._acknowledge, registration.patience_s)
         self._sender = client.sender(on_stream_cancelled=self._on_stream_cancelled)
         now = asyncio.get_running_loop().time
         self._now = now
@@ -135,6 +135,7 @@ class AgentLoop:
             error = await stream.run(self._registration.frame(max(0, self._credits - len(self._dispatcher))))
             self._stream = None
             self._attached.clear()
+            self._give_back()
             if error is None or self._stopping:  # what others were left must not come back
                 return
             if not (is_passing(error) or isinstance(error, Internal)):
@@ -178,15 +179,19 @@ class AgentLoop:
         delivery_id = frame.delivery_id
         event = _event_from(frame, kind, self._context_of(frame))
         if event is None or not self._memory.is_new(delivery_id, event, redelivered=frame.redelivered):
+            self._dispatcher.own(frame.isolation_key, delivery_id)
             stream.acknowledge(delivery_id)
             stream.credit(1)
             return
         if isinstance(event, Closed):
             event.context.ended = True
             self._contexts.pop(frame.isolation_key, None)
-        self._dispatcher.receive(
-            event, cancelled=self._memory.is_cancelled(event), acknowledge=lambda: self._acknowledge(delivery_id)
-        )
+        self._dispatcher.receive(event, delivery_id, cancelled=self._memory.is_cancelled(event))
+
+    def _give_back(self) -> None:
+        """Who is not attached holds nothing back that others may have: it comes again, here or to another worker."""
+        for each in self._dispatcher.give_back():
+            self._memory.forget(each.delivery_id, each.event)
 
     def _acknowledge(self, delivery_id: str) -> None:
         """While it is not attached nothing is said: the event comes again then, is known, and is acknowledged."""

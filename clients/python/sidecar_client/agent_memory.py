@@ -30,6 +30,10 @@ class Recent:
         if len(self._names) > self._most:
             self._names.popitem(last=False)
 
+    def discard(self, name: Hashable) -> None:
+        """Forget it, where it is known."""
+        self._names.pop(name, None)
+
 
 class AgentMemory:
     """Which events this process has taken, and which messages were cancelled before they came."""
@@ -51,6 +55,13 @@ class AgentMemory:
         if message is not None:
             self._messages.add(message)
         return not known
+
+    def forget(self, delivery_id: str, event: AgentEvent) -> None:
+        """It was not begun, and is new when it comes again."""
+        self._taken.discard(delivery_id)
+        message = _named(event)
+        if message is not None:
+            self._messages.discard(message)
 
     def cancelled(self, isolation_key: str, message_id: str) -> None:
         """The client wants no answer to that message, which may not have come yet."""

@@ -23,6 +23,10 @@ GATHER_S: Final = 0.01
 """Acknowledgements and credits that follow others wait: until there are so many of either, or it is so long since."""
 GATHER_SHARE: Final = 0.1
 """Of the time in which an event is to be acknowledged: where that is short they wait for no longer."""
+DEFAULT_ACK_TIMEOUT_S: Final = 60.0
+"""The sidecar's."""
+PATIENCE_SHARE: Final = 0.5
+"""Of that time: so long an event that waits for its handler may go to another worker, should this one be lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,11 @@ class Registration:
     service_name: str
     subscriptions: tuple[Subscription, ...]
     ack_timeout_s: float | None
+
+    @property
+    def patience_s(self) -> float:
+        """How long an event may wait for its handler without being acknowledged."""
+        return PATIENCE_SHARE * (DEFAULT_ACK_TIMEOUT_S if self.ack_timeout_s is None else self.ack_timeout_s)
 
     @property
     def gather_s(self) -> float:

@@ -1,7 +1,9 @@
 """Who handles what, when: the events of one context one after the other, different contexts side by side.
 
 A task an event, one a context: a cancellation that comes too late must hit nobody else. What waits for its context
-holds no place that another context could have: a user who asks much holds up nobody else.
+holds no place that another context could have: a user who asks much holds up nobody else. It stays the sidecar's until
+it is begun, or has waited for long: another worker has it when this one stops or is lost, and the sidecar's own bound
+tells a client that asks too much (AGENT_BUSY).
 """
 
 from __future__ import annotations
@@ -10,15 +12,13 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
+from itertools import chain
 from typing import Final
 
 from sidecar_client.agent_events import AgentEvent, Closed, InboundMessage
 from sidecar_client.answering import Answering
 from sidecar_client.errors import ManagerGone
 
-MAX_BACKLOG: Final = 32
-"""Events of one context that wait and are acknowledged. What comes beyond stays the sidecar's until it is begun, whose
-own bound then tells that client (AGENT_BUSY), and which hands it to another worker when this one stops."""
 CANCEL_TIMEOUT_S: Final = 10.0
 """How long a handler may take to end once it is cancelled."""
 
@@ -28,28 +28,52 @@ logger = logging.getLogger("sidecar_client")
 class Handling:
     """One event, from its receipt to the end of its handler."""
 
-    __slots__ = ("_acknowledge", "acknowledged", "answering", "event", "key")
+    __slots__ = ("_acknowledge", "_waiting", "acknowledged", "answering", "delivery_id", "event", "key")
 
-    def __init__(self, event: AgentEvent, acknowledge: Callable[[], None]) -> None:
+    def __init__(self, event: AgentEvent, delivery_id: str, acknowledge: Callable[[str], None]) -> None:
         self.event = event
+        self.delivery_id = delivery_id
         self.acknowledged = False
         self._acknowledge = acknowledge
+        self._waiting: asyncio.TimerHandle | None = None
         self.key = event.context.isolation_key
         self.answering = event.answering if isinstance(event, InboundMessage) else Answering()
 
     def acknowledge(self) -> None:
         """The event is this process's. Said once."""
+        self.stop_waiting()
         if not self.acknowledged:
             self.acknowledged = True
-            self._acknowledge()
+            self._acknowledge(self.delivery_id)
+
+    def wait(self, patience_s: float) -> None:
+        """For its turn; acknowledged when that is too long: the sidecar would take the context from this worker."""
+        self._waiting = asyncio.get_running_loop().call_later(patience_s, self.acknowledge)
+
+    def stop_waiting(self) -> None:
+        """Its turn has come, or will not."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
 
 
 class Dispatcher:
-    """Runs the handlers of one agent. `on_room` is called for each event received, when another may be in its place."""
+    """Runs the handlers of one agent. `on_room` is called for each event received, when another may be in its place.
 
-    def __init__(self, handle: Callable[[AgentEvent], Awaitable[None]], on_room: Callable[[], None]) -> None:
+    `acknowledge` is called with the delivery_id of an event when its handler begins, or after `patience_s`.
+    """
+
+    def __init__(
+        self,
+        handle: Callable[[AgentEvent], Awaitable[None]],
+        on_room: Callable[[], None],
+        acknowledge: Callable[[str], None],
+        patience_s: float,
+    ) -> None:
         self._handle = handle
         self._on_room = on_room
+        self._acknowledge = acknowledge
+        self._patience_s = patience_s
         self._waiting: dict[str, deque[Handling]] = {}
         """By context, where one of it is running."""
         self._running: dict[str, Handling] = {}
@@ -62,26 +86,18 @@ class Dispatcher:
         """How many contexts have a handler running."""
         return len(self._running)
 
-    def receive(
-        self, event: AgentEvent, *, cancelled: bool = False, acknowledge: Callable[[], None] = lambda: None
-    ) -> None:
-        """Handle it when those of its context before it have been. `cancelled`: it is only in the order.
-
-        `acknowledge` is called when the event is this process's.
-        """
-        handling = Handling(event, acknowledge)
+    def receive(self, event: AgentEvent, delivery_id: str, *, cancelled: bool = False) -> None:
+        """Handle it when those of its context before it have been. `cancelled`: it is only in the order."""
+        handling = Handling(event, delivery_id, self._acknowledge)
         handling.answering.cancelled = cancelled
         self._idle.clear()
         if isinstance(event, Closed):
             self._leave_unanswered(handling.key)
         if handling.key not in self._running:
-            handling.acknowledge()
             self._start(handling)
             return
-        waiting = self._waiting.setdefault(handling.key, deque())
-        waiting.append(handling)
-        if len(waiting) <= MAX_BACKLOG:
-            handling.acknowledge()
+        handling.wait(self._patience_s)
+        self._waiting.setdefault(handling.key, deque()).append(handling)
         self._on_room()
 
     def cancel(self, isolation_key: str, stream_id: str, message_id: str) -> None:
@@ -92,10 +108,21 @@ class Dispatcher:
             if named or stream_id in handling.answering.streams:
                 handling.answering.cancel()
 
-    def give_back(self) -> None:
-        """What waits and is not acknowledged goes to another worker from now on: it is not begun here any more."""
+    def own(self, isolation_key: str, delivery_id: str) -> None:
+        """An event that came again is acknowledged: where it waits, it is this process's now."""
+        for handling in self._waiting.get(isolation_key, ()):
+            if handling.delivery_id == delivery_id:
+                handling.acknowledge()
+
+    def give_back(self) -> list[Handling]:
+        """What waits and is not acknowledged comes again, here or elsewhere: it is not begun any more. Returns it."""
+        given: list[Handling] = []
         for key, waiting in self._waiting.items():
+            given += (handling for handling in waiting if not handling.acknowledged)
             self._waiting[key] = deque(handling for handling in waiting if handling.acknowledged)
+        for handling in given:
+            handling.stop_waiting()
+        return given
 
     async def finish(self, grace_s: float) -> None:
         """Let what was received be handled, at most `grace_s` seconds; then cancel it. Takes no more."""
@@ -128,6 +155,7 @@ class Dispatcher:
 
     def _start(self, handling: Handling) -> None:
         """Begin one; its context has none running."""
+        handling.acknowledge()
         self._running[handling.key] = handling
         task = asyncio.create_task(self._run(handling))
         handling.answering.task = task
@@ -148,9 +176,7 @@ class Dispatcher:
         del self._running[handling.key]
         waiting = self._waiting.get(handling.key)
         if waiting and not self._stopping:
-            following = waiting.popleft()
-            following.acknowledge()
-            self._start(following)
+            self._start(waiting.popleft())
         else:
             self._on_room()
         if not waiting:
@@ -161,6 +187,8 @@ class Dispatcher:
     async def _cancel_all(self) -> None:
         """End every handler; what waits is not begun."""
         self._stopping = True
+        for handling in chain.from_iterable(self._waiting.values()):
+            handling.stop_waiting()
         self._waiting.clear()
         tasks = {task for handling in self._running.values() if (task := handling.answering.task) is not None}
         for task in tasks:

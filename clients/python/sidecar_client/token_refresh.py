@@ -72,12 +72,15 @@ class TokenRefresh:
         self._push(context, again_at)
 
     async def _renew(self, context: AgentContext) -> float:
+        asked = context.context_token
         try:
-            token = await self._refresh(context.context_token)
+            token = await self._refresh(asked)
         except ManagerGone:
             context.ended = True
             return inf
         except TokenError:
+            if context.context_token != asked:  # an event has brought another meanwhile
+                return context.refresh_at
             self._lapsed.add(context)  # it is good no more; the next event brings another
             return inf
         except SidecarError as error:

@@ -12,7 +12,6 @@ import pytest
 
 from sidecar.api.v1 import agent_service_pb2 as pb
 from sidecar_client import Agent, AgentContext, InboundMessage
-from sidecar_client.dispatch import MAX_BACKLOG
 from sidecar_client.errors import TransportError
 from tests.clients.python.agents import agent_for, answer_of, attached, text_of, user_of, within
 from tests.clients.python.scripted_attach import Scripted, event, question, scripted
@@ -56,28 +55,66 @@ async def stopping(agent: Agent) -> AsyncIterator[asyncio.Task[None]]:
         await agent.stop(grace_s=0.0)
 
 
-async def test_it_leaves_before_its_handlers_end_and_begins_only_what_it_has_acknowledged() -> None:
-    ours = MAX_BACKLOG + 1
-
+async def test_it_leaves_before_its_handlers_end_and_begins_nothing_that_waited() -> None:
     async def script(server: Scripted, call: Any) -> None:
-        for number in range(ours + 2):
+        for number in range(3):
             await call.write(question(f"d-{number}", f"q-{number}"))
         await server.read_on(call)
 
     async with scripted(script) as (server, agent):
         held = Held(agent)
         async with agent:
-            ids = await server.said(acknowledged=ours, credit=ours + 1)  # of all that waits: it has come
+            ids = await server.said(acknowledged=1, credit=2)  # of what waits: it has come
             await within(held.taken.wait())
             async with stopping(agent) as stop:
                 await within(server.half_closed.wait())
-                assert held.begun == ["q-0"]
                 assert not stop.done()
                 held.go_on.set()
         states = [server.chunks.get_nowait().stream.state for _ in range(server.chunks.qsize())]
-    assert ids == [f"d-{number}" for number in range(ours)]
-    assert held.begun == [f"q-{number}" for number in range(ours)]
-    assert states == [1, 2] * ours
+    assert ids == ["d-0"]
+    assert held.begun == ["q-0"]
+    assert states == [1, 2]
+
+
+async def test_what_has_waited_for_half_of_its_ack_timeout_is_acknowledged_and_begun_though_it_stops() -> None:
+    async def script(server: Scripted, call: Any) -> None:
+        for number in range(3):
+            await call.write(question(f"d-{number}", f"q-{number}"))
+        await server.read_on(call)
+
+    async with scripted(script, ack_timeout_s=0.2) as (server, agent):
+        held = Held(agent)
+        async with agent:
+            assert await server.said(acknowledged=3, credit=2) == ["d-0", "d-1", "d-2"]
+            async with stopping(agent):
+                await within(server.half_closed.wait())
+                assert held.begun == ["q-0"]
+                held.go_on.set()
+    assert held.begun == ["q-0", "q-1", "q-2"]
+
+
+async def test_what_waits_when_the_call_breaks_is_not_begun_unless_it_comes_again() -> None:
+    """Another worker may have it by then."""
+
+    async def script(server: Scripted, call: Any) -> None:
+        if server.calls == 1:
+            for number in range(3):
+                await call.write(question(f"d-{number}", f"q-{number}"))
+            while (await call.read()).credit.credits == 0:
+                pass
+            await call.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+        await call.write(question("d-2", "q-2", redelivered=True))
+        await server.read_on(call)
+
+    async with scripted(script) as (server, agent):
+        held = Held(agent)
+        async with agent:
+            assert await server.said(acknowledged=0, credit=1) == []  # q-2 has come again, and waits
+            held.go_on.set()
+            assert await server.said(acknowledged=1, credit=1) == ["d-2"]
+            async with stopping(agent):
+                pass
+    assert held.begun == ["q-0", "q-2"]
 
 
 async def test_what_was_under_way_when_it_left_goes_to_another() -> None:
@@ -148,7 +185,7 @@ async def test_a_reader_is_handed_what_was_acknowledged_before_it_ends() -> None
         await server.read_on(call)
 
     read: list[str] = []
-    async with scripted(script) as (server, agent), agent:
+    async with scripted(script, ack_timeout_s=0.2) as (server, agent), agent:
         await server.said(acknowledged=3, credit=2)
         async with stopping(agent):
             await within(server.half_closed.wait())

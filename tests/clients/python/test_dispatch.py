@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from sidecar_client.agent_context import AgentContext
 from sidecar_client.agent_events import AgentEvent, InboundMessage
-from sidecar_client.dispatch import MAX_BACKLOG, Dispatcher
+from sidecar_client.dispatch import Dispatcher
 from sidecar_client.values import ContentType, UserContext
 
 USER = UserContext("default", "alice", "s", "c", "r", 0.0, (), {})
@@ -21,13 +21,13 @@ def message(message_id: str, key: str = "alice") -> InboundMessage:
 class Setting:
     """Handlers that end when they are told to, and what came of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience_s: float = 600.0) -> None:
         self.begun: list[str] = []
         self.ended: list[str] = []
-        self.acknowledged: list[str] = []
+        self.acknowledged: asyncio.Queue[str] = asyncio.Queue()
         self.room = 0
         self.gates: dict[str, asyncio.Event] = {}
-        self.dispatcher = Dispatcher(self.handle, self.on_room)
+        self.dispatcher = Dispatcher(self.handle, self.on_room, self.acknowledged.put_nowait, patience_s)
 
     def on_room(self) -> None:
         self.room += 1
@@ -41,7 +41,10 @@ class Setting:
             self.ended.append(event.id)
 
     def receive(self, event: InboundMessage, *, cancelled: bool = False) -> None:
-        self.dispatcher.receive(event, cancelled=cancelled, acknowledge=lambda: self.acknowledged.append(event.id))
+        self.dispatcher.receive(event, event.id, cancelled=cancelled)
+
+    def newly_acknowledged(self) -> list[str]:
+        return [self.acknowledged.get_nowait() for _ in range(self.acknowledged.qsize())]
 
     async def end(self, *ids: str) -> None:
         for each in ids:
@@ -70,27 +73,43 @@ async def test_what_waits_for_its_own_context_takes_no_others_place() -> None:
     assert (setting.room, len(setting.dispatcher)) == (4, 0)
 
 
-async def test_a_long_backlog_stays_the_sidecars_until_it_is_begun() -> None:
+async def test_what_waits_stays_the_sidecars_until_it_is_begun() -> None:
     setting = Setting()
-    ids = [f"a-{number}" for number in range(MAX_BACKLOG + 3)]
-    for each in ids:
+    for each in ("a-0", "a-1", "a-2"):
         setting.receive(message(each))
-    assert setting.acknowledged == ids[: MAX_BACKLOG + 1]
-    await setting.end(*ids)
-    assert setting.acknowledged == setting.begun == setting.ended == ids
+    assert setting.newly_acknowledged() == ["a-0"]
+    await setting.end("a-0")
+    assert setting.newly_acknowledged() == ["a-1"]
+    await setting.end("a-1", "a-2")
+    assert setting.newly_acknowledged() == ["a-2"]
+
+
+async def test_what_waits_for_long_is_acknowledged_before_another_worker_is_given_it() -> None:
+    setting = Setting(patience_s=0.01)
+    for each in ("a-0", "a-1", "a-2"):
+        setting.receive(message(each))
+    assert [await setting.acknowledged.get() for _ in range(3)] == ["a-0", "a-1", "a-2"]
+    assert setting.dispatcher.give_back() == []
+    await setting.end("a-0", "a-1", "a-2")
+    assert setting.begun == setting.ended == ["a-0", "a-1", "a-2"]
+    assert setting.newly_acknowledged() == []
 
 
 async def test_what_is_given_back_is_what_was_not_acknowledged() -> None:
-    setting = Setting()
-    ids = [f"a-{number}" for number in range(MAX_BACKLOG + 3)]
-    for each in ids:
+    setting = Setting(patience_s=0.01)
+    for each in ("a-0", "a-1", "a-2", "a-3"):
         setting.receive(message(each))
     setting.receive(message("b-0", "bob"))
-    await settle()
-    setting.dispatcher.give_back()
-    ours = [*ids[: MAX_BACKLOG + 1], "b-0"]
-    await setting.end(*ours)
-    assert sorted(setting.acknowledged) == sorted(setting.begun) == sorted(setting.ended) == sorted(ours)
+    setting.dispatcher.own("alice", "a-2")
+    setting.dispatcher.own("carol", "a-1")
+    assert setting.newly_acknowledged() == ["a-0", "b-0", "a-2"]
+    assert [each.delivery_id for each in setting.dispatcher.give_back()] == ["a-1", "a-3"]
+    await setting.end("a-0", "a-2", "b-0")
+    assert setting.begun == ["a-0", "b-0", "a-2"]
+    setting.receive(message("c-0", "carol"))
+    setting.receive(message("c-1", "carol"))
+    assert [await setting.acknowledged.get() for _ in range(2)] == ["c-0", "c-1"]  # and those given back never were
+    await setting.end("c-0", "c-1")
     await setting.dispatcher.finish(60.0)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from base64 import urlsafe_b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from math import inf
 from typing import Any, cast
@@ -34,6 +34,7 @@ class Setting:
         self.now = 0.0
         self.asked: list[str] = []
         self.answers: list[SidecarError | str] = []
+        self.meanwhile: Callable[[], None] = lambda: None
         self.until = 0.0
         self.waiting = asyncio.Event()
         self.moved = asyncio.Event()
@@ -42,6 +43,7 @@ class Setting:
     async def answer(self, old: str) -> ContextToken:
         self.asked.append(old)
         answer = self.answers.pop(0)
+        self.meanwhile()
         if isinstance(answer, SidecarError):
             raise answer
         return ContextToken(answer, 0.0)
@@ -141,6 +143,23 @@ async def test_a_token_that_is_good_no_more_waits_for_an_event() -> None:
         setting.refresh.renewed(context)
         assert len(setting.refresh) == 1
         setting.answers.append(token("c"))
+        await setting.at(900.0)
+        assert (setting.asked, context.context_token) == ([token("a"), token("b")], token("c"))
+
+
+async def test_a_token_that_comes_while_the_one_before_is_refused_is_refreshed() -> None:
+    async with running(TokenError(grpc.StatusCode.UNAUTHENTICATED, "TOKEN_REVOKED"), token("c")) as setting:
+        context = setting.context(token("a"))
+        setting.refresh.keep(context)
+
+        def event() -> None:
+            context.renew(token("b"))
+            setting.refresh.renewed(context)
+
+        setting.meanwhile = event
+        await setting.at(400.0)
+        setting.meanwhile = lambda: None
+        assert len(setting.refresh) == 1
         await setting.at(900.0)
         assert (setting.asked, context.context_token) == ([token("a"), token("b")], token("c"))
 
