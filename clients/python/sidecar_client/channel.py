@@ -66,7 +66,7 @@ def channel_options() -> list[tuple[str, Any]]:
         ("grpc.max_send_message_length", -1),  # the sidecar's limit is the sidecar's to say
         # The sidecar is next door: it is back as soon as it has started.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.max_reconnect_backoff_ms", 300),
         ("grpc.service_config_disable_resolution", 1),
         # Tokens do not go through somebody's http_proxy to a sidecar on the same host.
         ("grpc.enable_http_proxy", 0),

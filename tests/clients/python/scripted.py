@@ -66,8 +66,8 @@ class ScriptedSidecar:
 
 
 @asynccontextmanager
-async def scripted_sidecar(*script: Act) -> AsyncIterator[ScriptedSidecar]:
-    """The server on a port of its own, for as long as the block lasts."""
+async def scripted_sidecar(*script: Act, port: int = 0) -> AsyncIterator[ScriptedSidecar]:
+    """The server, on a port of its own unless one is named, for as long as the block lasts."""
     scripted = ScriptedSidecar(list(script))
     methods: dict[str, tuple[Any, Any]] = {
         "SendToUser": (pb.SendToUserRequest, pb.SendToUserResponse),
@@ -82,7 +82,7 @@ async def scripted_sidecar(*script: Act) -> AsyncIterator[ScriptedSidecar]:
     }
     generic = grpc.method_handlers_generic_handler("sidecar.api.v1.DeliveryService", handlers)
     server.add_generic_rpc_handlers((generic,))
-    scripted.target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    scripted.target = f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
     await server.start()
     try:
         yield scripted

@@ -18,6 +18,7 @@ from sidecar_client.errors import (
 from sidecar_client.values import DeliveryState, Durability
 from tests.clients.python.both import opened
 from tests.clients.python.scripted import receipt, scripted_sidecar, status
+from tests.support.restarting import free_ports
 
 UNAVAILABLE, NOT_FOUND = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND
 
@@ -115,6 +116,17 @@ async def test_silence_ends_with_the_deadline_and_is_not_repeated(kind: str) -> 
     assert late.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert not late.value.definite
     assert len(silent.requests) == 2
+
+
+async def test_a_sidecar_that_is_back_is_found_within_the_tries_of_a_call(kind: str) -> None:
+    (port,) = free_ports(1)
+    async with client_of(kind, f"127.0.0.1:{port}") as client:
+        for _ in range(4):  # the pause between two connections grows meanwhile
+            with pytest.raises(TransportError):
+                await client.send_to_user("key", "token", json=1)
+        async with scripted_sidecar(accept, port=port) as back:
+            await client.send_to_user("key", "token", json=1)
+            assert len(back.requests) == 1
 
 
 async def test_a_cancelled_call_is_cancelled() -> None:

@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 from sidecar_client.back_off import BackOff
+from sidecar_client.channel import channel_options
 from sidecar_client.errors import SidecarError, TransportError, error_from_status
 from sidecar_client.pace import Pace
 from sidecar_client.retries import Retries
@@ -64,6 +65,16 @@ def test_only_what_passes_and_is_safe_is_tried_again(error: SidecarError, again:
 
 def test_retry_info_is_waited_out() -> None:
     assert retries().wait_s(refusal("UNAVAILABLE", "DRAINING", 2.0), 0.0) == pytest.approx(2.025)
+
+
+def test_the_tries_without_an_answer_outlast_the_pause_between_two_connections() -> None:
+    tries = retries(uniform=lambda: 0.0)
+    waits = [tries.wait_s(UNAVAILABLE, 0.0) for _ in range(4)]
+    assert waits[-1] is None
+    most_s = dict(channel_options())["grpc.max_reconnect_backoff_ms"] / 1_000
+    assert sum(wait_s or 0.0 for wait_s in waits) > 1.2 * most_s  # gRPC's own jitter is a fifth
+    asked = retries(uniform=lambda: 0.0)
+    assert asked.wait_s(refusal("UNAVAILABLE", "DRAINING", 0.01), 0.0) == 0.01
 
 
 def test_tries_are_bounded_in_number_and_in_time() -> None:
