@@ -211,6 +211,7 @@ class Agent:
             owns_client=self._owns_client,
             uniform=self._uniform,
             on_attached=self._attached,
+            read=self._reader is not None,
         )
         self._loop.start()
         if self._reader is not None:

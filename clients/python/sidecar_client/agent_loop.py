@@ -47,15 +47,19 @@ class AgentLoop:
         owns_client: bool,
         uniform: Callable[[], float],
         on_attached: Callable[[], None] = lambda: None,
+        read: bool = False,
     ) -> None:
-        """`on_attached` is called at each attachment, before anything that is told on it."""
+        """`on_attached` is called at each attachment, before anything that is told on it.
+
+        `read`: `handle` only keeps events for a reader, who says of each that it has `begun`.
+        """
         self._client = client
         self._owns_client = owns_client
         self._registration = registration
         self._credits = credits
         self._back_off = BackOff(BASE_S, CAP_S, uniform)
         self._memory = AgentMemory()
-        self._dispatcher = Dispatcher(handle, self._on_room, self._acknowledge, registration.patience_s)
+        self._dispatcher = Dispatcher(handle, self._on_room, self._acknowledge, registration.patience_s, read=read)
         self._sender = client.sender(on_stream_cancelled=self._on_stream_cancelled)
         now = asyncio.get_running_loop().time
         self._now = now
@@ -187,6 +191,10 @@ class AgentLoop:
             event.context.ended = True
             self._contexts.pop(frame.isolation_key, None)
         self._dispatcher.receive(event, delivery_id, cancelled=self._memory.is_cancelled(event))
+
+    def begun(self, event: AgentEvent) -> None:
+        """The reader has that event: it is this process's."""
+        self._dispatcher.begun(event)
 
     def _give_back(self) -> None:
         """Who is not attached holds nothing back that others may have: it comes again, here or to another worker."""

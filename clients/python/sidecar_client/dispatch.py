@@ -47,8 +47,9 @@ class Handling:
             self._acknowledge(self.delivery_id)
 
     def wait(self, patience_s: float) -> None:
-        """For its turn; acknowledged when that is too long: the sidecar would take the context from this worker."""
-        self._waiting = asyncio.get_running_loop().call_later(patience_s, self.acknowledge)
+        """For its turn; acknowledged when that is too long: the sidecar would take the context away. Idempotent."""
+        if self._waiting is None and not self.acknowledged:
+            self._waiting = asyncio.get_running_loop().call_later(patience_s, self.acknowledge)
 
     def stop_waiting(self) -> None:
         """Its turn has come, or will not."""
@@ -60,7 +61,8 @@ class Handling:
 class Dispatcher:
     """Runs the handlers of one agent. `on_room` is called for each event received, when another may be in its place.
 
-    `acknowledge` is called with the delivery_id of an event when its handler begins, or after `patience_s`.
+    `acknowledge` is called with the delivery_id of an event when its handler begins, or after `patience_s`. `read`: not
+    when it begins, but when `begun` says so.
     """
 
     def __init__(
@@ -69,11 +71,14 @@ class Dispatcher:
         on_room: Callable[[], None],
         acknowledge: Callable[[str], None],
         patience_s: float,
+        *,
+        read: bool = False,
     ) -> None:
         self._handle = handle
         self._on_room = on_room
         self._acknowledge = acknowledge
         self._patience_s = patience_s
+        self._read = read
         self._waiting: dict[str, deque[Handling]] = {}
         """By context, where one of it is running."""
         self._running: dict[str, Handling] = {}
@@ -108,15 +113,24 @@ class Dispatcher:
             if named or stream_id in handling.answering.streams:
                 handling.answering.cancel()
 
+    def begun(self, event: AgentEvent) -> None:
+        """The reader has it."""
+        handling = self._running.get(event.context.isolation_key)
+        if handling is not None and handling.event is event:
+            handling.acknowledge()
+
     def own(self, isolation_key: str, delivery_id: str) -> None:
         """An event that came again is acknowledged: where it waits, it is this process's now."""
-        for handling in self._waiting.get(isolation_key, ()):
+        for handling in tuple(self._of_context(isolation_key)):
             if handling.delivery_id == delivery_id:
                 handling.acknowledge()
 
     def give_back(self) -> list[Handling]:
         """What waits and is not acknowledged comes again, here or elsewhere: it is not begun any more. Returns it."""
-        given: list[Handling] = []
+        given = [handling for handling in self._running.values() if not handling.acknowledged]
+        for handling in given:
+            if handling.answering.task is not None:
+                handling.answering.task.cancel()
         for key, waiting in self._waiting.items():
             given += (handling for handling in waiting if not handling.acknowledged)
             self._waiting[key] = deque(handling for handling in waiting if handling.acknowledged)
@@ -155,7 +169,10 @@ class Dispatcher:
 
     def _start(self, handling: Handling) -> None:
         """Begin one; its context has none running."""
-        handling.acknowledge()
+        if self._read:
+            handling.wait(self._patience_s)
+        else:
+            handling.acknowledge()
         self._running[handling.key] = handling
         task = asyncio.create_task(self._run(handling))
         handling.answering.task = task
@@ -163,6 +180,7 @@ class Dispatcher:
 
     async def _run(self, handling: Handling) -> None:
         if handling.answering.cancelled:
+            handling.acknowledge()
             return  # nobody wants an answer, and none was begun
         try:
             await self._handle(handling.event)

@@ -32,13 +32,17 @@ class HandOver:
         self._changed.set()
 
     async def next(self, running: AgentLoop) -> AgentEvent:
-        """The next event; the one before is dealt with. Safe to cancel. Raises StopAsyncIteration at the end."""
+        """The next event, acknowledged with that; the one before is dealt with. Safe to cancel.
+
+        Raises StopAsyncIteration at the end.
+        """
         if self._taken is not None and not self._taken.done():
             self._taken.set_result(None)
         while True:
             while self._waiting:
                 event, self._taken = self._waiting.popleft()
                 if not self._taken.done():
+                    running.begun(event)
                     return event
             if running.over:
                 running.raise_refusal()

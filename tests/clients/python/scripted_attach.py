@@ -89,10 +89,10 @@ class Scripted:
         return ids
 
 
-def event(delivery_id: str, *, context_token: str = "t", **kind: Any) -> pb.AttachResponse:
+def event(delivery_id: str, *, isolation_key: str = "key", context_token: str = "t", **kind: Any) -> pb.AttachResponse:
     return pb.AttachResponse(
         event=pb.AttachResponse.Event(
-            delivery_id=delivery_id, isolation_key="key", context_token=context_token, context=ALICE, **kind
+            delivery_id=delivery_id, isolation_key=isolation_key, context_token=context_token, context=ALICE, **kind
         )
     )
 

@@ -199,6 +199,43 @@ async def test_a_reader_is_handed_what_was_acknowledged_before_it_ends() -> None
     assert read == ["q-0", "q-1", "q-2"]
 
 
+async def test_what_a_reader_has_not_asked_for_when_it_leaves_is_others() -> None:
+    async def script(server: Scripted, call: Any) -> None:
+        for number in range(3):
+            await call.write(question(f"d-{number}", f"q-{number}", isolation_key=f"key-{number}"))
+        await server.read_on(call)
+
+    async with scripted(script) as (server, agent):
+        async with agent:
+            first = await within(anext(agent))
+            assert isinstance(first, InboundMessage)
+            assert await server.said(acknowledged=1, credit=0) == ["d-0"]
+        await within(server.half_closed.wait())
+        assert first.id == "q-0"
+        assert server.frames.empty()
+
+
+async def test_what_a_reader_has_not_asked_for_when_the_call_breaks_comes_again() -> None:
+    again = asyncio.Event()
+
+    async def script(server: Scripted, call: Any) -> None:
+        if server.calls == 1:
+            for number in range(2):
+                await call.write(question(f"d-{number}", f"q-{number}", isolation_key=f"key-{number}"))
+            await call.read()
+            await call.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+        again.set()
+        await call.write(question("d-1", "q-1", isolation_key="key-1", redelivered=True))
+        await server.read_on(call)
+
+    async with scripted(script) as (server, agent), agent:
+        read = [await within(anext(agent))]
+        await within(again.wait())
+        read.append(await within(anext(agent)))
+        assert [each.id for each in read if isinstance(each, InboundMessage)] == ["q-0", "q-1"]
+        assert await server.said(acknowledged=1, credit=1) == ["d-1"]  # q-0 is dealt with
+
+
 async def test_run_serves_until_the_grace_that_was_given_is_over() -> None:
     async def script(server: Scripted, call: Any) -> None:
         await call.write(question("d-1", "q-1"))
