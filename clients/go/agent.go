@@ -51,8 +51,9 @@ func WithGrace(grace time.Duration) AgentOption {
 // server of its own. Give it handlers, then [Agent.Run] it.
 //
 // Events of one context are handled one after the other, those of different contexts side by side. A handler that returns
-// an error or panics is logged, and nothing else ends for it. An event is acknowledged when it comes: another worker gets
-// it only where this process is lost before that. A lost sidecar is attached to again.
+// an error or panics is logged, and nothing else ends for it. An event is acknowledged when its handler
+// begins; one that waits behind another of its context when half of the ack timeout is over. Another worker gets it only
+// where this process is lost or stopped before that. A lost sidecar is attached to again.
 type Agent struct {
 	client       *Client
 	registration registration

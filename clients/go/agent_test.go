@@ -34,6 +34,7 @@ type attached struct {
 	frames     chan []*apiv1.AttachResponse_Event // several in one frame
 	said       chan *apiv1.AttachRequest
 	left       chan struct{} // for each half-close
+	lasts      chan struct{} // nil, or closed when a call that is left may end
 	breaks     bool          // a call that is left breaks
 }
 
@@ -85,6 +86,9 @@ func (a *attached) serve(stream apiv1.AgentService_AttachServer) error {
 				return err
 			}
 		case <-over:
+			if a.lasts != nil {
+				<-a.lasts
+			}
 			if a.breaks {
 				return errBreak
 			}
@@ -98,6 +102,17 @@ func (a *attached) acknowledged(t *testing.T, count int) (ids []string) {
 	t.Helper()
 	for len(ids) < count {
 		ids = append(ids, soon(t, a.said).GetAcknowledge().GetDeliveryIds()...)
+	}
+	return ids
+}
+
+// hears waits until so many were acknowledged and so much credit was given; the ids of the first.
+func (a *attached) hears(t *testing.T, acknowledged, credit int) (ids []string) {
+	t.Helper()
+	for given := 0; len(ids) < acknowledged || given < credit; {
+		said := soon(t, a.said)
+		ids = append(ids, said.GetAcknowledge().GetDeliveryIds()...)
+		given += int(said.GetCredit().GetCredits())
 	}
 	return ids
 }
@@ -425,7 +440,9 @@ func TestTheLifeOfAContext(t *testing.T) {
 	for _, want := range []string{"opened k", "away k", "back k", "closed 1000 x true\n"} {
 		equal(t, soon(t, told), want)
 	}
-	equal(t, a.acknowledged(t, 5), []string{"0", "1", "2", "3", "4"})
+	ids := a.acknowledged(t, 5)
+	slices.Sort(ids) // what nobody here knows waits for no handler
+	equal(t, ids, []string{"0", "1", "2", "3", "4"})
 }
 
 func TestAnAgentThatIsRefusedEnds(t *testing.T) {
@@ -484,79 +501,127 @@ func TestStoppingGivesHandlersTheirGraceThenCancelsThem(t *testing.T) {
 	}
 }
 
-func TestStoppingLeavesBeforeTheHandlersEnd(t *testing.T) {
-	t.Parallel()
-	for _, breaks := range []bool{false, true} {
-		const ours = maxBacklog + 1
-		begun, gate := make(chan string, 2*ours), make(chan struct{})
-		states := make(chan apiv1.StreamState, 4*ours)
-		d := &deliverer{answer: func(stream int, item *apiv1.DeliverRequest_LaneMessage, n uint64) *apiv1.DeliverResponse {
-			states <- item.GetMessage().GetStream().GetState()
-			return takesAll(stream, item, n)
-		}}
-		r := attach(t, d, func(ctx context.Context, _ *AgentContext, m *InboundMessage) error {
-			begun <- m.ID
-			_, _ = m.Reply().Send(ctx, Text("x"))
-			select {
-			case <-gate:
-			case <-ctx.Done():
-			}
-			return ctx.Err()
-		}, WithGrace(0)) // Run's own: it does not shorten that of Stop
-		r.attached.breaks = breaks
-		for n := range ours + 2 {
-			r.attached.events <- message(fmt.Sprint(n), "k", fmt.Sprint(n), "1")
+// held is an agent whose handler answers in a stream that it ends when the gate is open.
+type held struct {
+	*running
+	begun  chan string
+	gate   chan struct{}
+	states chan apiv1.StreamState
+}
+
+func attachHeld(t *testing.T, options ...AgentOption) *held {
+	t.Helper()
+	made := &held{
+		begun: make(chan string, 10), gate: make(chan struct{}), states: make(chan apiv1.StreamState, 20),
+	}
+	d := &deliverer{answer: func(stream int, item *apiv1.DeliverRequest_LaneMessage, n uint64) *apiv1.DeliverResponse {
+		made.states <- item.GetMessage().GetStream().GetState()
+		return takesAll(stream, item, n)
+	}}
+	options = append(options, WithGrace(0)) // Run's own: it does not shorten that of Stop
+	made.running = attach(t, d, func(ctx context.Context, _ *AgentContext, m *InboundMessage) error {
+		made.begun <- m.ID
+		_, _ = m.Reply().Send(ctx, Text("x"))
+		select {
+		case <-made.gate:
+		case <-ctx.Done():
 		}
-		for acknowledged, credit := 0, 0; acknowledged < ours || credit < ours+1; {
-			said := soon(t, r.attached.said)
-			acknowledged += len(said.GetAcknowledge().GetDeliveryIds())
-			credit += int(said.GetCredit().GetCredits())
-		}
-		equal(t, soon(t, begun), "0")
-		stopped := make(chan struct{})
-		go func() { defer close(stopped); r.Stop(context.Background()) }()
-		soon(t, r.attached.left)
-		equal(t, len(begun), 0)
-		close(gate)
-		soon(t, stopped)
-		equal(t, soon(t, r.ended), nil)
-		for n := range ours - 1 {
-			equal(t, soon(t, begun), fmt.Sprint(n+1))
-		}
-		equal(t, len(begun), 0) // what was not acknowledged is another's
-		for range ours {
-			equal(t, soon(t, states), apiv1.StreamState(1))
-			equal(t, soon(t, states), apiv1.StreamState(2))
-		}
-		equal(t, len(r.attached.registered), 1) // it did not attach again
+		return ctx.Err()
+	}, options...)
+	made.attached.lasts = make(chan struct{})
+	return made
+}
+
+// ask says three messages of one context, 0, 1 and 2.
+func (h *held) ask() {
+	for n := range 3 {
+		h.attached.events <- message(fmt.Sprint(n), "k", fmt.Sprint(n), "1")
 	}
 }
 
-func TestABacklogOfOneContextIsNotAcknowledgedForEver(t *testing.T) {
+// stopOpening stops with a long grace, and opens the gate once the agent has left. Its call ends after its handlers.
+func (h *held) stopOpening(t *testing.T) {
+	t.Helper()
+	stopped := make(chan struct{})
+	go func() { defer close(stopped); h.Stop(context.Background()) }()
+	soon(t, h.attached.left)
+	select {
+	case <-stopped:
+		t.Fatal("it did not wait for its handler")
+	default:
+	}
+	close(h.gate)
+	equal(t, h.loop.dispatcher.awaitIdle(within(t).Done()), true)
+	close(h.attached.lasts)
+	soon(t, stopped)
+	equal(t, soon(t, h.ended), nil)
+}
+
+// all are those that were begun; the agent has ended.
+func (h *held) all() (ids []string) {
+	for len(h.begun) > 0 {
+		ids = append(ids, <-h.begun)
+	}
+	return ids
+}
+
+func TestStoppingLeavesBeforeTheHandlersEndAndBeginsNothingThatWaited(t *testing.T) {
 	t.Parallel()
-	acknowledged, room := 0, 0
-	d := newDispatcher(func() { room++ }, slog.New(slog.NewTextHandler(io.Discard, nil)))
-	gate := make(chan struct{})
-	made := func() *handling {
-		return &handling{
-			key: "k", answering: newAnswering(context.Background()),
-			acknowledge: func() { acknowledged++ },
-			handle:      func(context.Context) error { <-gate; return nil },
-		}
+	for _, breaks := range []bool{false, true} {
+		h := attachHeld(t)
+		h.attached.breaks = breaks
+		h.ask()
+		equal(t, h.attached.hears(t, 1, 2), []string{"0"}) // the credit is of what waits: it has come
+		h.stopOpening(t)
+		equal(t, h.all(), []string{"0"})
+		equal(t, soon(t, h.states), apiv1.StreamState(1))
+		equal(t, soon(t, h.states), apiv1.StreamState(2))
+		equal(t, len(h.attached.said), 0)
+		equal(t, len(h.attached.registered), 1) // it did not attach again
 	}
-	for range maxBacklog + 4 {
-		d.receive(made())
-	}
-	d.mu.Lock()
-	equal(t, acknowledged, maxBacklog+1)
-	equal(t, room, maxBacklog+3)
-	d.mu.Unlock()
-	close(gate)
-	equal(t, d.awaitIdle(within(t).Done()), true)
-	equal(t, acknowledged, maxBacklog+4)
-	d.giveBack()
-	d.receive(made())
-	equal(t, acknowledged, maxBacklog+4) // it takes no more
+}
+
+func TestWhatHasWaitedForHalfOfItsAckTimeoutIsBegunThoughTheAgentStops(t *testing.T) {
+	t.Parallel()
+	h := attachHeld(t, WithAckTimeout(20*time.Millisecond))
+	h.ask()
+	equal(t, h.attached.hears(t, 3, 2), []string{"0", "1", "2"})
+	h.stopOpening(t)
+	equal(t, h.all(), []string{"0", "1", "2"})
+}
+
+func TestWhatWaitsWhenTheCallBreaksIsNotBegunUnlessItComesAgain(t *testing.T) {
+	t.Parallel()
+	h := attachHeld(t)
+	h.ask()
+	equal(t, h.attached.hears(t, 1, 2), []string{"0"})
+	soon(t, h.attached.registered)
+	h.attached.events <- nil
+	equal(t, soon(t, h.attached.registered).GetCredits(), uint32(defaultCredits-1))
+	again := message("2", "k", "2", "1")
+	again.Redelivered = true
+	h.attached.events <- again
+	equal(t, len(h.attached.hears(t, 0, 1)), 0) // it waits
+	close(h.gate)
+	equal(t, h.attached.hears(t, 1, 1), []string{"2"})
+	close(h.attached.lasts)
+	h.stop()
+	equal(t, soon(t, h.ended), nil)
+	equal(t, h.all(), []string{"0", "2"})
+}
+
+func TestWhatComesAgainWhileItWaitsIsThisWorkersFromThenOn(t *testing.T) {
+	t.Parallel()
+	h := attachHeld(t)
+	h.ask()
+	equal(t, h.attached.hears(t, 1, 2), []string{"0"})
+	again := message("1", "k", "1", "1")
+	again.Redelivered = true
+	h.attached.events <- again
+	equal(t, h.attached.hears(t, 1, 1), []string{"1"})
+	h.stopOpening(t)
+	equal(t, h.all(), []string{"0", "1"})
+	equal(t, len(h.attached.said), 0) // it was said once
 }
 
 func TestTokensAreRefreshedAsLongAsTheContextIsHeld(t *testing.T) {
@@ -712,4 +777,8 @@ func TestWhatIsRememberedIsBounded(t *testing.T) {
 	equal(t, m.isNew("7", messageName{"k", "m"}, false), true)
 	equal(t, m.isNew("8", messageName{"k", "m"}, true), false)
 	equal(t, m.isNew("9", messageName{"k", "m"}, false), true)
+	m.forget("9", messageName{"k", "m"})
+	m.forget("4", messageName{"k", "n"}) // it is not known
+	equal(t, m.isNew("9", messageName{"k", "m"}, true), true)
+	equal(t, len(m.taken.names)+m.taken.order.Len()+len(m.messages.names)+m.messages.order.Len(), 6)
 }

@@ -74,7 +74,9 @@ type handlers struct {
 
 // handlingOf is the event as its handler is called with it; nil for a kind that came after this version.
 func (a *Agent) handlingOf(frame *apiv1.AttachResponse_Event, user *AgentContext, base context.Context) *handling {
-	made := &handling{key: frame.GetIsolationKey(), answering: newAnswering(base)}
+	made := &handling{
+		deliveryID: frame.GetDeliveryId(), key: frame.GetIsolationKey(), answering: newAnswering(base),
+	}
 	switch kind := frame.GetKind().(type) {
 	case *apiv1.AttachResponse_Event_Opened:
 		made.kind, made.handle = "opened", a.handlers.opened.of(user)

@@ -71,7 +71,7 @@ func newAgentLoop(a *Agent, ctx context.Context, ownsClient bool) *agentLoop {
 	made.sender = a.client.Sender(OnStreamCancelled(func(said StreamCancellation) {
 		made.cancel(said.IsolationKey, said.StreamID, said.ReplyTo)
 	}))
-	made.dispatcher = newDispatcher(made.onRoom, a.logger())
+	made.dispatcher = newDispatcher(made.onRoom, made.acknowledge, a.registration.patience(), a.logger())
 	made.refresh = newTokenRefresh(func(ctx context.Context, token string) (ContextToken, error) {
 		return made.client.RefreshContextToken(ctx, token)
 	}, a.logger())
@@ -117,6 +117,7 @@ func (l *agentLoop) attach() *Error {
 		began := time.Now()
 		failed := l.attachOnce()
 		l.setAttached(false)
+		l.giveBack()
 		if failed == nil || l.stopping.Load() {
 			return nil // what others were left must not come back
 		}
@@ -176,7 +177,7 @@ func (l *agentLoop) onEvent(stream *agentStream, frame *apiv1.AttachResponse_Eve
 	}
 	h := l.take(frame)
 	if h == nil {
-		stream.acknowledge(frame.GetDeliveryId())
+		l.dispatcher.ownAgain(frame.GetIsolationKey(), frame.GetDeliveryId())
 		stream.more(1)
 		return
 	}
@@ -199,14 +200,25 @@ func (l *agentLoop) take(frame *apiv1.AttachResponse_Event) *handling {
 	if h.message.id != "" && l.memory.cancelled.has(h.message) {
 		h.answering.cancel() // it is only in the order
 	}
-	deliveryID := frame.GetDeliveryId()
-	h.acknowledge = func() {
-		// While it is not attached nothing is said: the event comes again then, is known, and is acknowledged.
-		if stream := l.stream.Load(); stream != nil {
-			stream.acknowledge(deliveryID)
-		}
-	}
 	return h
+}
+
+// giveBack is for when it is not attached: it holds nothing back that others may have. It comes again, here or to another
+// worker.
+func (l *agentLoop) giveBack() {
+	given := l.dispatcher.giveBack()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, h := range given {
+		l.memory.forget(h.deliveryID, h.message)
+	}
+}
+
+// acknowledge says nothing while it is not attached: the event comes again then, is known, and is acknowledged.
+func (l *agentLoop) acknowledge(deliveryID string) {
+	if stream := l.stream.Load(); stream != nil {
+		stream.acknowledge(deliveryID)
+	}
 }
 
 // contextOf is the context as its holders know it, with the token that came.
@@ -263,7 +275,7 @@ func (l *agentLoop) stop(ctx context.Context) {
 func (l *agentLoop) stopInOrder() {
 	defer close(l.stopped)
 	l.stopping.Store(true)
-	l.dispatcher.giveBack()
+	l.dispatcher.leave()
 	var leaving sync.WaitGroup
 	leaving.Go(l.halfClose)
 	l.dispatcher.finish(l.grace)

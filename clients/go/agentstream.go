@@ -18,6 +18,8 @@ const (
 	maxAcknowledged  = 10_000 // delivery ids in one frame
 	maxFrameEvents   = 100    // events in one frame, as many as the sidecar puts in one
 	halfCloseTimeout = 5 * time.Second
+
+	defaultAckTimeout = time.Minute // the sidecar's
 )
 
 // Subscription is what a service takes: the messages of that event; `*` is whatever no other service takes.
@@ -43,6 +45,14 @@ func (r *registration) check() *Error {
 		return badRequest("register", "a text is UTF-8")
 	}
 	return nil
+}
+
+// patience is how long an event may wait for its handler without being acknowledged: half of the time in which it is to be.
+func (r *registration) patience() time.Duration {
+	if r.ackTimeout == 0 {
+		return defaultAckTimeout / 2
+	}
+	return r.ackTimeout / 2
 }
 
 // frame is the first one.

@@ -12,32 +12,28 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-const (
-	// maxBacklog is how many events of one context wait and are acknowledged. What comes beyond stays the sidecar's until
-	// it is begun, whose own bound then tells that client (AGENT_BUSY), and which hands it to another worker when this one
-	// stops.
-	maxBacklog = 32
-	// cancelTimeout is how long a handler may take to end once it is cancelled.
-	cancelTimeout = 10 * time.Second
-)
+// cancelTimeout is how long a handler may take to end once it is cancelled.
+const cancelTimeout = 10 * time.Second
 
 // handling is one event, from its receipt to the end of its handler.
 type handling struct {
-	kind        string // for people
-	message     messageName
-	key         string
-	closes      bool // the context has ended with it
-	acknowledge func()
-	ours        bool // it is acknowledged
-	answering   *answering
-	handle      func(ctx context.Context) error
+	kind       string // for people
+	deliveryID string
+	message    messageName
+	key        string
+	closes     bool // the context has ended with it
+	answering  *answering
+	handle     func(ctx context.Context) error
+
+	ours     bool        // it is acknowledged; guarded by the dispatcher, as is
+	patience *time.Timer // nil unless it waits for its turn and is not acknowledged
 }
 
-// own says that the event is this process's. Said once.
-func (h *handling) own() {
-	if !h.ours {
-		h.ours = true
-		h.acknowledge()
+// stopWaiting is for when its turn has come, or will not: a timer that has fired already finds nothing to say.
+func (h *handling) stopWaiting() {
+	if h.patience != nil {
+		h.patience.Stop()
+		h.patience = nil
 	}
 }
 
@@ -109,10 +105,13 @@ func (a *answering) open() []*ReplyStream {
 
 // dispatcher decides who handles what, when: the events of one context one after the other, different contexts side by
 // side. What waits for its context holds no place that another context could have: a user who asks much holds up nobody
-// else.
+// else. It stays the sidecar's until it is begun, or has waited for long: another worker has it when this one stops or is
+// lost, and the sidecar's own bound tells a client that asks too much (AGENT_BUSY).
 type dispatcher struct {
-	onRoom func() // for each event received, when another may be in its place
-	logger *slog.Logger
+	onRoom      func()                  // for each event received, when another may be in its place
+	acknowledge func(deliveryID string) // when its handler begins, or after
+	patience    time.Duration
+	logger      *slog.Logger
 
 	mu       sync.Mutex
 	running  map[string]*handling
@@ -121,13 +120,17 @@ type dispatcher struct {
 	stopping bool
 }
 
-func newDispatcher(onRoom func(), logger *slog.Logger) *dispatcher {
+func newDispatcher(
+	onRoom func(), acknowledge func(deliveryID string), patience time.Duration, logger *slog.Logger,
+) *dispatcher {
 	made := &dispatcher{
-		onRoom:  onRoom,
-		logger:  logger,
-		running: make(map[string]*handling),
-		waiting: make(map[string][]*handling),
-		idle:    make(chan struct{}),
+		onRoom:      onRoom,
+		acknowledge: acknowledge,
+		patience:    patience,
+		logger:      logger,
+		running:     make(map[string]*handling),
+		waiting:     make(map[string][]*handling),
+		idle:        make(chan struct{}),
 	}
 	close(made.idle)
 	return made
@@ -152,15 +155,54 @@ func (d *dispatcher) receive(h *handling) {
 		first.answering.cancel() // nobody is there to read its answer any more; other work goes on
 	}
 	if first == nil {
-		h.own()
 		d.begin(h)
 		return
 	}
+	h.patience = time.AfterFunc(d.patience, func() { d.waitedLong(h) })
 	d.waiting[h.key] = append(d.waiting[h.key], h)
-	if len(d.waiting[h.key]) <= maxBacklog {
-		h.own()
-	}
 	d.onRoom()
+}
+
+// waitedLong acknowledges what still waits: the sidecar would take the context from this worker. What is before it has
+// waited for longer, though its timer may come later.
+func (d *dispatcher) waitedLong(h *handling) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if h.patience == nil {
+		return
+	}
+	for _, each := range d.waiting[h.key] {
+		d.own(each)
+		if each == h {
+			return
+		}
+	}
+}
+
+// own says that the event is this process's. Said once.
+func (d *dispatcher) own(h *handling) {
+	h.stopWaiting()
+	if !h.ours {
+		h.ours = true
+		d.acknowledge(h.deliveryID)
+	}
+}
+
+// ownAgain acknowledges an event that came again: where it waits, it is this process's now. Where the dispatcher takes no
+// more nothing is said: what waited was given back, and goes to another worker.
+func (d *dispatcher) ownAgain(isolationKey, deliveryID string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.stopping {
+		return
+	}
+	for _, h := range d.waiting[isolationKey] {
+		if h.deliveryID == deliveryID {
+			h.stopWaiting()
+			h.ours = true
+		}
+	}
+	d.acknowledge(deliveryID)
 }
 
 // begin starts a goroutine for a context that has none.
@@ -168,6 +210,7 @@ func (d *dispatcher) begin(h *handling) {
 	if len(d.running) == 0 {
 		d.idle = make(chan struct{})
 	}
+	d.own(h)
 	d.running[h.key] = h
 	go func() {
 		for h := h; h != nil; h = d.done(h) {
@@ -183,7 +226,7 @@ func (d *dispatcher) done(h *handling) *handling {
 	if queue := d.waiting[h.key]; len(queue) > 0 {
 		next := queue[0]
 		d.waiting[h.key] = queue[1:]
-		next.own()
+		d.own(next)
 		d.running[h.key] = next
 		return next
 	}
@@ -243,14 +286,28 @@ func (d *dispatcher) cancel(isolationKey, streamID, messageID string) {
 	}
 }
 
-// giveBack takes no more. What waits and is not acknowledged goes to another worker from now on: it is not begun here.
-func (d *dispatcher) giveBack() {
+// giveBack returns what waits and is not acknowledged: it comes again, here or to another worker, and is not begun any more.
+func (d *dispatcher) giveBack() (given []*handling) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.stopping = true
 	for key, queue := range d.waiting {
-		d.waiting[key] = slices.DeleteFunc(queue, func(h *handling) bool { return !h.ours })
+		d.waiting[key] = slices.DeleteFunc(queue, func(h *handling) bool {
+			if !h.ours {
+				h.stopWaiting()
+				given = append(given, h)
+			}
+			return !h.ours
+		})
 	}
+	return given
+}
+
+// leave takes no more, and gives back.
+func (d *dispatcher) leave() {
+	d.mu.Lock()
+	d.stopping = true
+	d.mu.Unlock()
+	d.giveBack()
 }
 
 // finish lets what is left be handled until ctx ends, then cancels it.

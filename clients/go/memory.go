@@ -28,6 +28,14 @@ func (r *recent[Name]) add(name Name) {
 	}
 }
 
+// discard forgets the name, where it is known.
+func (r *recent[Name]) discard(name Name) {
+	if place := r.names[name]; place != nil {
+		delete(r.names, name)
+		r.order.Remove(place)
+	}
+}
+
 // messageName is a client's own id of a message, in its context.
 type messageName struct{ isolationKey, id string }
 
@@ -53,4 +61,10 @@ func (m *agentMemory) isNew(deliveryID string, name messageName, redelivered boo
 		m.messages.add(name)
 	}
 	return !known
+}
+
+// forget is for what was not begun: it is new when it comes again.
+func (m *agentMemory) forget(deliveryID string, name messageName) {
+	m.taken.discard(deliveryID)
+	m.messages.discard(name)
 }
