@@ -102,14 +102,15 @@ func TestNoMoreThanFourTries(t *testing.T) {
 func TestOneDeadlineOverAllTries(t *testing.T) {
 	t.Parallel()
 	var a acts
-	s := serve(t, a.play(refuses(codes.Unavailable, "DRAINING", 40*time.Millisecond)))
+	// After more than half of it: a second try is in time, and a third is not begun, however slow the machine is.
+	s := serve(t, a.play(refuses(codes.Unavailable, "DRAINING", 600*time.Millisecond)))
 	client := dial(t, s, WithDefaultTimeout(time.Second), WithMaxAttempts(100))
 	began := time.Now()
 	_, err := client.SendToUser(context.Background(), "key", "token", JSON(1))
 	equal(t, time.Since(began) < 2*time.Second, true)
 	equal(t, errors.Is(err, ErrDraining), true) // what a further try would say after the deadline is worth less
 	_, left := a.seen()
-	equal(t, len(left) >= 2 && left[1] < left[0]-30*time.Millisecond, true)
+	equal(t, len(left) == 2 && left[1] < left[0]-30*time.Millisecond, true)
 }
 
 func TestATryAfterTheDeadlineIsNotWaitedFor(t *testing.T) {
