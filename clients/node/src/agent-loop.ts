@@ -5,7 +5,8 @@ import type { AgentPorts } from "./agent-context.js";
 import { InboundMessage } from "./agent-events.js";
 import type { AgentEvent } from "./agent-events.js";
 import { AgentMemory } from "./agent-memory.js";
-import { AgentStream } from "./agent-stream.js";
+import type { MessageName } from "./agent-memory.js";
+import { AgentStream, patienceS } from "./agent-stream.js";
 import type { Registration } from "./agent-stream.js";
 import { Answering } from "./answering.js";
 import { contentTypeFrom, userContextFrom } from "./answers.js";
@@ -77,13 +78,16 @@ export class AgentLoop {
     this.#parts = parts;
     const { client, logger } = parts;
     this.#backOff = new BackOff(BASE_S, CAP_S, parts.uniform);
-    this.#dispatcher = new Dispatcher(
-      parts.handle,
-      () => {
+    this.#dispatcher = new Dispatcher({
+      handle: parts.handle,
+      onRoom: () => {
         if (this.#stopping === undefined) this.#stream?.credit(1);
       },
+      // While it is not attached nothing is said: the event comes again then, is known, and is acknowledged.
+      acknowledge: (deliveryId) => this.#stream?.acknowledge(deliveryId),
+      patienceS: patienceS(parts.registration),
       logger,
-    );
+    });
     this.#sender = client.sender({
       onStreamCancelled: ({ isolationKey, streamId, replyTo }) => {
         this.#cancel(isolationKey, streamId, replyTo);
@@ -182,7 +186,13 @@ export class AgentLoop {
     this.#stream = stream;
     const error = await stream.ended;
     this.#stream = undefined;
+    this.#giveBack();
     return error;
+  }
+
+  /** Who is not attached holds nothing back that others may have: it comes again, here or to another worker. */
+  #giveBack(): void {
+    for (const { deliveryId, event } of this.#dispatcher.giveBack()) this.#memory.forget(deliveryId, nameOf(event));
   }
 
   // Events
@@ -197,9 +207,9 @@ export class AgentLoop {
     const { deliveryId, redelivered } = frame;
     const answering = new Answering();
     const event = eventFrom(frame, this.#contextOf(frame), answering);
-    const name =
-      event?.kind === "message" ? { isolationKey: frame.isolationKey, messageId: event.id } : undefined;
+    const name = event === undefined ? undefined : nameOf(event);
     if (event === undefined || !this.#memory.isNew(deliveryId, name, redelivered)) {
+      this.#dispatcher.own(frame.isolationKey, deliveryId);
       stream.acknowledge(deliveryId);
       stream.credit(1);
       return;
@@ -209,9 +219,7 @@ export class AgentLoop {
       this.#contexts.delete(frame.isolationKey);
     }
     if (name !== undefined && this.#memory.isCancelled(name)) answering.cancel();
-    // While it is not attached nothing is said: the event comes again then, is known, and is acknowledged.
-    const acknowledge = (): void => this.#stream?.acknowledge(deliveryId);
-    this.#dispatcher.receive(new Handling(event, answering, acknowledge));
+    this.#dispatcher.receive(new Handling(event, answering, deliveryId));
   }
 
   /** The context as its holders know it, with the token that came. */
@@ -265,6 +273,11 @@ export class AgentLoop {
     await this.#detached;
     clearTimeout(enough);
   }
+}
+
+/** What a message is known by; undefined for other events. */
+function nameOf(event: AgentEvent): MessageName | undefined {
+  return event.kind === "message" ? { isolationKey: event.context.isolationKey, messageId: event.id } : undefined;
 }
 
 /** The event as its handlers know it; undefined for a kind that came after this version. */

@@ -29,6 +29,11 @@ export class Recent {
       }
     }
   }
+
+  /** Forget it, where it is known. */
+  delete(name: string): void {
+    this.#names.delete(name);
+  }
 }
 
 /** A message as it is known by: the context and the client's own id, which may be empty. */
@@ -61,6 +66,13 @@ export class AgentMemory {
     this.#taken.add(deliveryId);
     if (name !== undefined) this.#messages.add(name);
     return !known;
+  }
+
+  /** It was not begun, and is new when it comes again. */
+  forget(deliveryId: string, message: MessageName | undefined): void {
+    this.#taken.delete(deliveryId);
+    const name = message === undefined ? undefined : nameOf(message);
+    if (name !== undefined) this.#messages.delete(name);
   }
 
   /** The client wants no answer to that message, which may not have come yet. */

@@ -21,6 +21,11 @@ const MAX_ACKNOWLEDGED = 10_000;
 /** Events in one frame, as many as the sidecar puts in one. */
 const MAX_FRAME_EVENTS = 100;
 
+/** The sidecar's. */
+const DEFAULT_ACK_TIMEOUT_S = 60;
+/** Of that time: so long an event that waits for its handler may go to another worker, should this one be lost. */
+const PATIENCE_SHARE = 0.5;
+
 /** What a service takes: the messages of that event. */
 export interface Subscription {
   /** `*` is whatever no other service takes. Default: `*`. */
@@ -34,6 +39,11 @@ export interface Registration {
   readonly serviceName: string;
   readonly subscriptions: readonly Subscription[];
   readonly ackTimeoutS: number | undefined;
+}
+
+/** How long an event may wait for its handler without being acknowledged, in seconds. */
+export function patienceS({ ackTimeoutS = DEFAULT_ACK_TIMEOUT_S }: Registration): number {
+  return PATIENCE_SHARE * ackTimeoutS;
 }
 
 /** What the call tells of. */

@@ -45,8 +45,9 @@ export interface AgentOptions extends ClientOptions {
  *     for await (const event of new Agent("answers")) { ... }
  *
  * Events of one context are handled one after the other, those of different contexts side by side, `credits` at most. A
- * handler that throws is logged, and nothing else ends for it. An event is acknowledged when it comes: another worker gets
- * it only where this process is lost before that.
+ * handler that throws is logged, and nothing else ends for it. An event is acknowledged when its handler begins; one that
+ * waits behind another of its context when half of `ackTimeoutS` is over. Another worker gets it only where this process is
+ * lost or stopped before that.
  */
 export class Agent {
   readonly #serviceName: string;

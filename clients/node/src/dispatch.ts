@@ -2,6 +2,8 @@
  * Who handles what, when: the events of one context one after the other, different contexts side by side.
  *
  * What waits for its context holds no place that another context could have: a user who asks much holds up nobody else.
+ * It stays the sidecar's until it is begun, or has waited for long: another worker has it when this one stops or is lost, and
+ * the sidecar's own bound tells a client that asks too much (AGENT_BUSY).
  */
 
 import type { AgentEvent } from "./agent-events.js";
@@ -9,11 +11,6 @@ import type { Answering } from "./answering.js";
 import { ManagerGone, StreamCancelled } from "./errors.js";
 import type { Logger } from "./logger.js";
 
-/**
- * Events of one context that wait and are acknowledged. What comes beyond stays the sidecar's until it is begun, whose own
- * bound then tells that client (AGENT_BUSY), and which hands it to another worker when this one stops.
- */
-export const MAX_BACKLOG = 32;
 /** How long handlers may take to end once they are told to, in seconds. */
 const CANCEL_TIMEOUT_S = 10;
 
@@ -21,14 +18,14 @@ const CANCEL_TIMEOUT_S = 10;
 export class Handling {
   readonly event: AgentEvent;
   readonly answering: Answering;
-  readonly #acknowledge: () => void;
+  readonly deliveryId: string;
   #acknowledged = false;
+  #waiting: NodeJS.Timeout | undefined;
 
-  /** `acknowledge` is called when the event is this process's. */
-  constructor(event: AgentEvent, answering: Answering, acknowledge: () => void) {
+  constructor(event: AgentEvent, answering: Answering, deliveryId: string) {
     this.event = event;
     this.answering = answering;
-    this.#acknowledge = acknowledge;
+    this.deliveryId = deliveryId;
   }
 
   get key(): string {
@@ -39,22 +36,42 @@ export class Handling {
     return this.#acknowledged;
   }
 
-  /** Once. */
-  acknowledge(): void {
-    if (this.#acknowledged) return;
+  /** The event is this process's. Whether that is news. */
+  own(): boolean {
+    this.stopWaiting();
+    const news = !this.#acknowledged;
     this.#acknowledged = true;
-    this.#acknowledge();
+    return news;
+  }
+
+  /** For its turn; `enough` is called when that is too long. The timer holds no process. */
+  wait(seconds: number, enough: () => void): void {
+    this.#waiting = setTimeout(enough, seconds * 1_000).unref();
+  }
+
+  /** Its turn has come, or will not. */
+  stopWaiting(): void {
+    clearTimeout(this.#waiting);
   }
 }
 
 /** Calls the handler of an event; its promise is the handler's. */
 export type Handle = (event: AgentEvent, signal: AbortSignal) => Promise<void>;
 
-/** Runs the handlers of one agent. `onRoom` is called for each event received, when another may be in its place. */
+/** What a dispatcher works with. */
+export interface DispatcherParts {
+  readonly handle: Handle;
+  /** Called for each event received, when another may be in its place. */
+  readonly onRoom: () => void;
+  /** Called for each event, by its delivery id, when its handler begins or it has waited for `patienceS`. */
+  readonly acknowledge: (deliveryId: string) => void;
+  readonly patienceS: number;
+  readonly logger: Logger;
+}
+
+/** Runs the handlers of one agent. */
 export class Dispatcher {
-  readonly #handle: Handle;
-  readonly #onRoom: () => void;
-  readonly #logger: Logger;
+  readonly #parts: DispatcherParts;
   /** By context, where one of it is running. */
   readonly #waiting = new Map<string, Handling[]>();
   readonly #running = new Map<string, Handling>();
@@ -62,10 +79,8 @@ export class Dispatcher {
   readonly #enough = new AbortController();
   #stopping = false;
 
-  constructor(handle: Handle, onRoom: () => void, logger: Logger) {
-    this.#handle = handle;
-    this.#onRoom = onRoom;
-    this.#logger = logger;
+  constructor(parts: DispatcherParts) {
+    this.#parts = parts;
   }
 
   /** How many contexts have a handler running. */
@@ -77,15 +92,17 @@ export class Dispatcher {
   receive(handling: Handling): void {
     if (handling.event.kind === "closed") this.#leaveUnanswered(handling.key);
     if (!this.#running.has(handling.key)) {
-      handling.acknowledge();
       this.#start(handling);
       return;
     }
+    // The sidecar would take the context from a worker that does not say "mine" for long.
+    handling.wait(this.#parts.patienceS, () => {
+      this.#own(handling);
+    });
     const waiting = this.#waiting.get(handling.key) ?? [];
     this.#waiting.set(handling.key, waiting);
     waiting.push(handling);
-    if (waiting.length <= MAX_BACKLOG) handling.acknowledge();
-    this.#onRoom();
+    this.#parts.onRoom();
   }
 
   /** The client wants no more of a stream, or of the answer to a message. */
@@ -96,17 +113,28 @@ export class Dispatcher {
     }
   }
 
-  /** What waits and is not acknowledged goes to another worker from now on: it is not begun here any more. */
-  giveBack(): void {
+  /** An event that came again is acknowledged: where it waits, it is this process's now. */
+  own(isolationKey: string, deliveryId: string): void {
+    for (const handling of this.#waiting.get(isolationKey) ?? []) {
+      if (handling.deliveryId === deliveryId) this.#own(handling);
+    }
+  }
+
+  /** What waits and is not acknowledged comes again, here or elsewhere: it is not begun any more. Returns it. */
+  giveBack(): Handling[] {
+    const given: Handling[] = [];
     for (const [key, waiting] of this.#waiting) {
+      given.push(...waiting.filter(({ acknowledged }) => !acknowledged));
       this.#waiting.set(key, waiting.filter(({ acknowledged }) => acknowledged));
     }
+    for (const handling of given) handling.stopWaiting();
+    return given;
   }
 
   /** Let what was received be handled, at most `graceS` seconds; then tell it to end. Takes no more. */
   async finish(graceS: number): Promise<void> {
     if (!(await this.#idleWithin(graceS, this.#enough.signal))) {
-      this.#logger.warn(`${this.size} handlers did not end within ${graceS} s`);
+      this.#parts.logger.warn(`${this.size} handlers did not end within ${graceS} s`);
     }
     await this.#stopAll();
   }
@@ -127,8 +155,13 @@ export class Dispatcher {
     if (running !== undefined && running.answering.streams.size > 0) running.answering.cancel();
   }
 
+  #own(handling: Handling): void {
+    if (handling.own()) this.#parts.acknowledge(handling.deliveryId);
+  }
+
   /** Begin one; its context has none running. */
   #start(handling: Handling): void {
+    this.#own(handling);
     this.#running.set(handling.key, handling);
     void this.#run(handling).then(() => {
       this.#done(handling);
@@ -139,7 +172,7 @@ export class Dispatcher {
   async #run({ event, answering }: Handling): Promise<void> {
     if (answering.cancelled) return; // nobody wants an answer, and none was begun
     try {
-      await this.#handle(event, answering.signal);
+      await this.#parts.handle(event, answering.signal);
       for (const stream of answering.streams.values()) await stream.finish();
     } catch (error) {
       this.#report(event, answering, error);
@@ -149,11 +182,11 @@ export class Dispatcher {
 
   #report(event: AgentEvent, answering: Answering, error: unknown): void {
     if (error instanceof ManagerGone) {
-      this.#logger.debug("the context ended before its event was handled");
+      this.#parts.logger.debug("the context ended before its event was handled");
     } else if (error instanceof StreamCancelled || (answering.signal.aborted && error === answering.signal.reason)) {
-      this.#logger.debug("an answer was given up");
+      this.#parts.logger.debug("an answer was given up");
     } else {
-      this.#logger.error(`a handler failed on ${event.kind}`, error);
+      this.#parts.logger.error(`a handler failed on ${event.kind}`, error);
     }
   }
 
@@ -163,22 +196,19 @@ export class Dispatcher {
     const waiting = this.#waiting.get(handling.key);
     const following = this.#stopping ? undefined : waiting?.shift();
     if (waiting?.length === 0) this.#waiting.delete(handling.key);
-    if (following === undefined) {
-      this.#onRoom();
-    } else {
-      following.acknowledge();
-      this.#start(following);
-    }
+    if (following === undefined) this.#parts.onRoom();
+    else this.#start(following);
     if (this.#running.size === 0) for (const idle of this.#whenIdle.splice(0)) idle();
   }
 
   /** Tell every handler to end; what waits is not begun. */
   async #stopAll(): Promise<void> {
     this.#stopping = true;
+    for (const handling of [...this.#waiting.values()].flat()) handling.stopWaiting();
     this.#waiting.clear();
     for (const { answering } of this.#running.values()) answering.stop();
     if (!(await this.#idleWithin(CANCEL_TIMEOUT_S))) {
-      this.#logger.error(`${this.size} handlers do not end though they were told to`);
+      this.#parts.logger.error(`${this.size} handlers do not end though they were told to`);
     }
   }
 

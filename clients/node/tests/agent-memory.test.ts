@@ -19,6 +19,18 @@ test("a delivery is new once", () => {
   assert.equal(memory.isNew("d-4", { ...QUESTION, isolationKey: "b" }, true), true);
 });
 
+test("what is forgotten is new, by its delivery and by its own id", () => {
+  const memory = new AgentMemory();
+  for (const id of ["d-1", "d-2"]) {
+    assert.equal(memory.isNew(id, QUESTION, true), true);
+    memory.forget(id, QUESTION);
+  }
+  assert.equal(memory.isNew("d-1", undefined, true), true);
+  assert.equal(memory.isNew("d-1", undefined, true), false);
+  memory.forget("d-1", undefined);
+  assert.equal(memory.isNew("d-1", QUESTION, true), true);
+});
+
 test("a client's message without an id is known by its delivery alone", () => {
   const memory = new AgentMemory();
   const nameless = { isolationKey: "a", messageId: "" };

@@ -2,8 +2,8 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Agent, ServiceDenied, SidecarClient, StreamCancelled, SubscriptionTaken } from "../src/index.js";
 import type { AgentContext, AgentEvent, AgentOptions, Logger } from "../src/index.js";
-import { MAX_BACKLOG } from "../src/dispatch.js";
 import { Attachments, eventOf, inboundOf } from "./support/attach.js";
+import type { Attachment } from "./support/attach.js";
 import { acceptAll, Streams } from "./support/deliver.js";
 import type { Came, Deliver } from "./support/deliver.js";
 import { failure, pause, rejection } from "./support/failure.js";
@@ -94,11 +94,11 @@ test("events of one context are handled one after the other, those of others sid
     attachment.message("a", "1", "");
     attachment.message("a", "2", "");
     attachment.message("b", "3", "");
-    await attachment.until(() => attachment.acknowledged.length === 4);
+    // What waits is not: it is begun first.
+    await attachment.until(() => attachment.acknowledged.length === 3 && attachment.credits === 2);
     assert.deepEqual(seen, ["opened a", "begin a 1", "begin b 3"]);
     doors.get("1")?.();
-    await attachment.until(() => attachment.credits === 2);
-    await pause(20);
+    await attachment.until(() => attachment.acknowledged.length === 4);
     assert.deepEqual(seen.slice(3), ["end a 1", "begin a 2"]);
     doors.get("2")?.();
     doors.get("3")?.();
@@ -246,7 +246,7 @@ test("a chunk whose fate is not known is sent again under its own index before a
   await using(
     async ({ agent, attachments, streams }) => {
       agent.onMessage(async (_, message) => {
-        const stream = message.reply({ timeoutS: 0.2 });
+        const stream = message.reply({ timeoutS: 1 });
         assert.equal((await failure(stream.send({ text: "first" }))).code, "DEADLINE_EXCEEDED");
         silent = false;
         await stream.send({ text: "second" });
@@ -382,33 +382,43 @@ test("a stopped reader ends; a refused one throws", async () => {
   });
 });
 
+/** A handler that answers in a stream, and ends when it is let go. */
+class Held {
+  readonly begun: string[] = [];
+  goOn: () => void = () => undefined;
+
+  constructor(agent: Agent) {
+    const gate = new Promise<void>((resolve) => (this.goOn = resolve));
+    agent.onMessage(async (_, message) => {
+      this.begun.push(message.id);
+      await message.reply().send({ json: 1 });
+      await gate;
+    });
+  }
+}
+
+/** The questions of one context, by their numbers. */
+function ask(attachment: Attachment, ...numbers: readonly number[]): void {
+  for (const number of numbers) attachment.message("a", `q-${number}`, "", { deliveryId: `d-${number}` });
+}
+
 for (const breaks of [false, true]) {
-  test(`stop leaves before the handlers end, and begins only what it acknowledged; the call breaks: ${breaks}`, async () => {
+  test(`stop leaves before the handlers end, and begins nothing that waited; the call breaks: ${breaks}`, async () => {
     await using(
       async ({ agent, attachments, streams }) => {
-        const begun: string[] = [];
-        let open: () => void = () => undefined;
-        const gate = new Promise<void>((resolve) => (open = resolve));
-        agent.onMessage(async (_, message) => {
-          begun.push(message.id);
-          await message.reply().send({ json: 1 });
-          await gate;
-        });
+        const held = new Held(agent);
         const run = agent.run();
         const attachment = await attachments.nth(0);
         attachment.breaks = breaks;
-        const ids = Array.from({ length: MAX_BACKLOG + 1 }, (_, index) => `q-${index}`);
-        for (const id of [...ids, "beyond-1", "beyond-2"]) attachment.message("a", id, "");
-        await attachment.until(() => attachment.acknowledged.length === ids.length && attachment.credits === ids.length + 1);
+        ask(attachment, 0, 1, 2);
+        await attachment.until(() => attachment.credits === 2); // of what waits: it has come
         const stopping = agent.stop({ graceS: 600 });
         await attachment.until(() => attachment.left);
-        assert.deepEqual(begun, ["q-0"]);
-        open();
+        held.goOn();
         await stopping;
         await run;
-        assert.deepEqual(begun, ids);
-        const states = chunks(await streams.nth(0)).map(([, , state]) => state);
-        assert.deepEqual(states, ids.flatMap(() => [1, 2]));
+        assert.deepEqual([held.begun, attachment.acknowledged], [["q-0"], ["d-0"]]);
+        assert.deepEqual(chunks(await streams.nth(0)).map(([, , state]) => state), [1, 2]);
         assert.equal(attachments.all.length, 1);
       },
       { graceS: 0 }, // run's own: it does not shorten that of stop
@@ -416,22 +426,82 @@ for (const breaks of [false, true]) {
   });
 }
 
-test("a reader is handed what was acknowledged before it ends", async () => {
+test("what has waited for half of its ack timeout is acknowledged, and begun though the agent stops", async () => {
+  await using(
+    async ({ agent, attachments }) => {
+      const held = new Held(agent);
+      agent.start();
+      const attachment = await attachments.nth(0);
+      ask(attachment, 0, 1, 2);
+      await attachment.until(() => attachment.acknowledged.length === 3);
+      const stopping = agent.stop({ graceS: 600 });
+      await attachment.until(() => attachment.left);
+      assert.deepEqual(held.begun, ["q-0"]);
+      held.goOn();
+      await stopping;
+      assert.deepEqual(held.begun, ["q-0", "q-1", "q-2"]);
+      assert.deepEqual(attachment.acknowledged, ["d-0", "d-1", "d-2"]);
+    },
+    { ackTimeoutS: 0.2 },
+  );
+});
+
+// Another worker may have it by then.
+test("what waits when the call breaks is not begun unless it comes again", async () => {
   await using(async ({ agent, attachments }) => {
-    const events = agent[Symbol.asyncIterator]();
-    const first = events.next();
-    const attachment = await attachments.nth(0);
-    for (const id of ["1", "2", "3"]) attachment.message("a", id, "");
-    await attachment.until(() => attachment.acknowledged.length === 3);
-    const stopping = agent.stop({ graceS: 600 });
-    await attachment.until(() => attachment.left);
-    const seen: string[] = [];
-    for (let next = await first; next.done !== true; next = await events.next()) {
-      if (next.value.kind === "message") seen.push(next.value.id);
-    }
-    await stopping;
-    assert.deepEqual(seen, ["1", "2", "3"]);
+    const held = new Held(agent);
+    agent.start();
+    const first = await attachments.nth(0);
+    ask(first, 0, 1, 2);
+    await first.until(() => first.credits === 2);
+    first.break();
+    const second = await attachments.nth(1);
+    second.message("a", "q-2", "", { deliveryId: "d-2", redelivered: true });
+    await second.until(() => second.credits === 1); // it has come again, and waits
+    assert.deepEqual([first.acknowledged, second.acknowledged], [["d-0"], []]);
+    held.goOn();
+    await second.until(() => second.credits === 2);
+    assert.deepEqual([held.begun, second.acknowledged], [["q-0", "q-2"], ["d-2"]]);
   });
+});
+
+test("what comes again while it waits is this process's, and begun though the call breaks", async () => {
+  await using(async ({ agent, attachments }) => {
+    const held = new Held(agent);
+    agent.start();
+    const first = await attachments.nth(0);
+    ask(first, 0, 1, 2);
+    first.message("a", "q-1", "", { deliveryId: "d-1", redelivered: true });
+    await first.until(() => first.credits === 3);
+    assert.deepEqual(new Set(first.acknowledged), new Set(["d-0", "d-1"]));
+    first.break();
+    const second = await attachments.nth(1);
+    await agent.waitAttached();
+    held.goOn();
+    await second.until(() => second.credits === 1);
+    assert.deepEqual([held.begun, second.acknowledged], [["q-0", "q-1"], []]);
+  });
+});
+
+test("a reader is handed what was acknowledged before it ends", async () => {
+  await using(
+    async ({ agent, attachments }) => {
+      const events = agent[Symbol.asyncIterator]();
+      const first = events.next();
+      const attachment = await attachments.nth(0);
+      ask(attachment, 1, 2, 3);
+      await attachment.until(() => attachment.acknowledged.length === 3);
+      const stopping = agent.stop({ graceS: 600 });
+      await attachment.until(() => attachment.left);
+      const seen: string[] = [];
+      for (let next = await first; next.done !== true; next = await events.next()) {
+        if (next.value.kind === "message") seen.push(next.value.id);
+      }
+      await stopping;
+      assert.deepEqual(seen, ["q-1", "q-2", "q-3"]);
+    },
+    { ackTimeoutS: 0.2 },
+  );
 });
 
 test("stop takes no more, gives handlers their grace, then tells them to end, and fails their streams", async () => {
