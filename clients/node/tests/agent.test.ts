@@ -426,6 +426,26 @@ for (const breaks of [false, true]) {
   });
 }
 
+test("what waits when the agent stops is not begun though its turn comes at once", async () => {
+  await using(async ({ agent, attachments }) => {
+    const begun: string[] = [];
+    let open: () => void = () => undefined;
+    const gate = new Promise<void>((resolve) => (open = resolve));
+    agent.onMessage(async (_, message) => {
+      begun.push(message.id);
+      await gate;
+    });
+    agent.start();
+    const attachment = await attachments.nth(0);
+    ask(attachment, 0, 1);
+    await attachment.until(() => attachment.credits === 1);
+    const stopping = agent.stop({ graceS: 600 });
+    open();
+    await stopping;
+    assert.deepEqual([begun, attachment.acknowledged], [["q-0"], ["d-0"]]);
+  });
+});
+
 test("what has waited for half of its ack timeout is acknowledged, and begun though the agent stops", async () => {
   await using(
     async ({ agent, attachments }) => {
@@ -507,10 +527,12 @@ test("a reader is handed what was acknowledged before it ends", async () => {
 test("stop takes no more, gives handlers their grace, then tells them to end, and fails their streams", async () => {
   await using(async ({ agent, attachments, streams }) => {
     const seen: string[] = [];
+    let open: () => void = () => undefined;
+    const gate = new Promise<void>((resolve) => (open = resolve));
     agent.onMessage(async (_, message, signal) => {
       await message.reply().send({ json: message.id });
       if (message.id === "short") {
-        await pause(100);
+        await gate;
       } else {
         await new Promise((_resolve, reject) => {
           signal.addEventListener("abort", () => {
@@ -526,7 +548,8 @@ test("stop takes no more, gives handlers their grace, then tells them to end, an
     attachment.message("b", "endless", "");
     const stream = await streams.nth(0);
     await stream.until(2);
-    const stopping = agent.stop({ graceS: 0.3 });
+    const stopping = agent.stop({ graceS: 1 });
+    open();
     attachment.message("c", "late", "", { deliveryId: "late" });
     await stopping;
     await run;
@@ -552,8 +575,11 @@ test("run stops, with its grace, when its signal is aborted", async () => {
 test("a context that has ended tells its handler, and takes no more", async () => {
   await using(async ({ agent, attachments }) => {
     const seen: unknown[] = [];
+    let sent: () => void = () => undefined;
+    const answered = new Promise<void>((resolve) => (sent = resolve));
     agent.onMessage(async (context, message, signal) => {
       await message.reply().send({ json: 1 });
+      sent();
       await new Promise<void>((resolve) => {
         signal.addEventListener("abort", () => {
           resolve();
@@ -565,8 +591,7 @@ test("a context that has ended tells its handler, and takes no more", async () =
     agent.start();
     const attachment = await attachments.nth(0);
     attachment.message("a", "1", "");
-    await attachment.until(() => attachment.acknowledged.length === 1);
-    await pause(50);
+    await answered;
     attachment.event("a", { $case: "closed", value: { code: 4505, reason: "closed_by_service" } });
     await attachment.until(() => attachment.credits === 2);
     assert.deepEqual(seen, [true, [true, 4505, "closed_by_service"]]);
