@@ -39,6 +39,8 @@ export interface LoopParts {
   readonly registration: Registration;
   readonly credits: number;
   readonly handle: Handle;
+  /** `handle` only keeps events for a reader, who says of each that it has `begun`. */
+  readonly read: boolean;
   readonly logger: Logger;
   readonly uniform: Uniform;
 }
@@ -86,6 +88,7 @@ export class AgentLoop {
       // While it is not attached nothing is said: the event comes again then, is known, and is acknowledged.
       acknowledge: (deliveryId) => this.#stream?.acknowledge(deliveryId),
       patienceS: patienceS(parts.registration),
+      read: parts.read,
       logger,
     });
     this.#sender = client.sender({
@@ -188,6 +191,11 @@ export class AgentLoop {
     this.#stream = undefined;
     this.#giveBack();
     return error;
+  }
+
+  /** The reader has that event: it is this process's. */
+  begun(event: AgentEvent): void {
+    this.#dispatcher.begun(event);
   }
 
   /** Who is not attached holds nothing back that others may have: it comes again, here or to another worker. */

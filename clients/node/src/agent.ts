@@ -187,6 +187,7 @@ export class Agent {
       for (;;) {
         const event = await reader.next(() => loop.over);
         if (event === undefined) break;
+        loop.begun(event);
         yield event;
       }
     } finally {
@@ -210,6 +211,7 @@ export class Agent {
       },
       credits: options.credits ?? DEFAULT_CREDITS,
       handle: (event, signal) => (reader === undefined ? this.#handle(event, signal) : reader.handle(event, signal)),
+      read: reader !== undefined,
       logger: this.#logger,
       uniform: options.uniform ?? Math.random,
     });

@@ -46,7 +46,8 @@ export class Handling {
 
   /** For its turn; `enough` is called when that is too long. The timer holds no process. */
   wait(seconds: number, enough: () => void): void {
-    this.#waiting = setTimeout(enough, seconds * 1_000).unref();
+    if (this.#acknowledged) return;
+    this.#waiting ??= setTimeout(enough, seconds * 1_000).unref();
   }
 
   /** Its turn has come, or will not. */
@@ -66,6 +67,8 @@ export interface DispatcherParts {
   /** Called for each event, by its delivery id, when its handler begins or it has waited for `patienceS`. */
   readonly acknowledge: (deliveryId: string) => void;
   readonly patienceS: number;
+  /** An event is not acknowledged when it begins, but when `begun` says that its reader has it. */
+  readonly read?: boolean;
   readonly logger: Logger;
 }
 
@@ -95,10 +98,7 @@ export class Dispatcher {
       this.#start(handling);
       return;
     }
-    // The sidecar would take the context from a worker that does not say "mine" for long.
-    handling.wait(this.#parts.patienceS, () => {
-      this.#own(handling);
-    });
+    this.#wait(handling);
     const waiting = this.#waiting.get(handling.key) ?? [];
     this.#waiting.set(handling.key, waiting);
     waiting.push(handling);
@@ -113,16 +113,23 @@ export class Dispatcher {
     }
   }
 
+  /** The reader has it. */
+  begun(event: AgentEvent): void {
+    const handling = this.#running.get(event.context.isolationKey);
+    if (handling?.event === event) this.#own(handling);
+  }
+
   /** An event that came again is acknowledged: where it waits, it is this process's now. */
   own(isolationKey: string, deliveryId: string): void {
-    for (const handling of this.#waiting.get(isolationKey) ?? []) {
+    for (const handling of this.#ofContext(isolationKey)) {
       if (handling.deliveryId === deliveryId) this.#own(handling);
     }
   }
 
   /** What waits and is not acknowledged comes again, here or elsewhere: it is not begun any more. Returns it. */
   giveBack(): Handling[] {
-    const given: Handling[] = [];
+    const given = [...this.#running.values()].filter(({ acknowledged }) => !acknowledged);
+    for (const { answering } of given) answering.stop();
     for (const [key, waiting] of this.#waiting) {
       given.push(...waiting.filter(({ acknowledged }) => !acknowledged));
       this.#waiting.set(key, waiting.filter(({ acknowledged }) => acknowledged));
@@ -155,13 +162,21 @@ export class Dispatcher {
     if (running !== undefined && running.answering.streams.size > 0) running.answering.cancel();
   }
 
+  /** The sidecar would take the context from a worker that does not say "mine" for long. */
+  #wait(handling: Handling): void {
+    handling.wait(this.#parts.patienceS, () => {
+      this.#own(handling);
+    });
+  }
+
   #own(handling: Handling): void {
     if (handling.own()) this.#parts.acknowledge(handling.deliveryId);
   }
 
   /** Begin one; its context has none running. */
   #start(handling: Handling): void {
-    this.#own(handling);
+    if (this.#parts.read === true && !handling.answering.cancelled) this.#wait(handling);
+    else this.#own(handling);
     this.#running.set(handling.key, handling);
     void this.#run(handling).then(() => {
       this.#done(handling);

@@ -7,6 +7,11 @@ import type { SidecarError } from "./errors.js";
 
 export const BASE_S = 0.05;
 export const CAP_S = 2;
+/**
+ * Before a try that nobody answered is made again. Without a connection each fails at once: four of them, with three such
+ * pauses, outlast the one between two attempts to connect (`MAX_RECONNECT_MS`): a sidecar that is back is found.
+ */
+const RECONNECT_S = 0.15;
 
 /**
  * One call's tries, within its one deadline.
@@ -37,7 +42,7 @@ export class Retries {
     this.#unanswered = !error.definite;
     if (this.#left === 0 || !passes(error)) return error;
     this.#left -= 1;
-    const waitS = this.#backOff.nextS(error.retryAfterS);
+    const waitS = this.#backOff.nextS(error instanceof TransportError ? RECONNECT_S : error.retryAfterS);
     // An answer after the deadline is none: better the error that says why.
     return now + waitS < this.#deadline ? waitS : error;
   }

@@ -10,6 +10,8 @@ export const DEFAULT_ENDPOINT = "127.0.0.1:50051";
 export const DEFAULT_TIMEOUT_S = 5;
 const DEFAULT_MAX_ATTEMPTS = 4;
 const MAX_ANSWER_BYTES = 4 * 1_048_576;
+/** Between two attempts to connect, and a fifth more at most. */
+export const MAX_RECONNECT_MS = 300;
 
 /** How to speak TLS. All are PEM. */
 export interface TlsOptions {
@@ -100,7 +102,7 @@ function channelOptions(serverName: string | undefined): ChannelOptions {
     "grpc.max_send_message_length": -1, // the sidecar's limit is the sidecar's to say
     // The sidecar is next door: it is back as soon as it has started.
     "grpc.initial_reconnect_backoff_ms": 100,
-    "grpc.max_reconnect_backoff_ms": 2_000,
+    "grpc.max_reconnect_backoff_ms": MAX_RECONNECT_MS,
     "grpc.service_config_disable_resolution": 1,
     // Tokens do not go through somebody's http_proxy to a sidecar on the same host.
     "grpc.enable_http_proxy": 0,

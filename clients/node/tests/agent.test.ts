@@ -368,6 +368,25 @@ test("a reader takes the events one by one; leaving the loop stops the agent", a
   });
 });
 
+test("what a reader has not asked for is others' when it leaves, and comes again when the call breaks", async () => {
+  await using(async ({ agent, attachments }) => {
+    const events = agent[Symbol.asyncIterator]();
+    const reading = events.next();
+    const first = await attachments.nth(0);
+    for (const key of ["a", "b"]) first.message(key, `q-${key}`, "", { deliveryId: `d-${key}` });
+    const read = [await reading];
+    await first.until(() => first.acknowledged.length === 1);
+    first.break();
+    const second = await attachments.nth(1);
+    for (const key of ["b", "c"]) second.message(key, `q-${key}`, "", { deliveryId: `d-${key}`, redelivered: key === "b" });
+    read.push(await events.next());
+    await second.until(() => second.acknowledged.length === 1);
+    await events.return();
+    assert.deepEqual([first.acknowledged, second.acknowledged], [["d-a"], ["d-b"]]);
+    assert.deepEqual(read.map(({ value }) => value?.kind === "message" && value.id), ["q-a", "q-b"]);
+  });
+});
+
 test("a stopped reader ends; a refused one throws", async () => {
   await using(async ({ agent, attachments }) => {
     const events: AgentEvent[] = [];

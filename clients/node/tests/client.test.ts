@@ -215,6 +215,17 @@ test("waitUntilReady waits for a sidecar that is not started yet", async (t) => 
   sidecar.stop();
 });
 
+test("a sidecar that is back is found within the tries of a call", async (t) => {
+  const endpoint = socketAddress(t);
+  const client = new SidecarClient({ endpoint, ...atOnce });
+  // The pause between two attempts to connect grows meanwhile.
+  for (let call = 0; call < 4; call += 1) await failure(client.sendToUser(TARGET, { json: 1 }));
+  const sidecar = await ScriptedSidecar.start({ sendToUser: () => ({ receipt: receipt("m") }) }, endpoint);
+  await client.sendToUser(TARGET, { json: 1 });
+  await client.close();
+  sidecar.stop();
+});
+
 test("waitUntilReady passes over what does not serve, until its time is up", async () => {
   let asked = 0;
   const watch: Script["watch"] = (call) => {
