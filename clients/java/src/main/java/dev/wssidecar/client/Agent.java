@@ -30,7 +30,8 @@ import sidecar.api.v1.AttachRequest;
  * <p>Events of one context are handled one after the other, those of different contexts side by side, {@code credits}
  * at most, on threads of the agent's executor: a handler may wait. One that throws is logged, and nothing else ends
  * for it. When the client wants no answer any more its handler's thread is interrupted, that one alone. An event is
- * acknowledged when it comes: another worker gets it only where this process is lost before that.
+ * acknowledged when its handler begins; one that waits behind another of its context when half of {@code ackTimeout} is
+ * over. Another worker gets it only where this process is lost or stopped before that.
  */
 public final class Agent implements AutoCloseable {
   private static final Logger LOG = System.getLogger("dev.wssidecar.client");

@@ -10,6 +10,7 @@ import java.time.Duration;
 import java.util.concurrent.CancellationException;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.Executor;
+import java.util.concurrent.Future;
 import java.util.concurrent.RejectedExecutionException;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.TimeoutException;
@@ -21,6 +22,12 @@ final class AgentLoop implements AgentStream.Events {
   private static final Duration BASE = Duration.ofMillis(100);
   private static final Duration CAP = Duration.ofSeconds(10);
   private static final Duration HALF_CLOSE_TIMEOUT = Duration.ofSeconds(5);
+
+  /** The sidecar's. */
+  private static final Duration DEFAULT_ACK_TIMEOUT = Duration.ofSeconds(60);
+
+  /** A half of that time: so long an event that waits for its handler is another worker's, should this one be lost. */
+  private static final int PATIENCE_DIVISOR = 2;
 
   /** An attachment that lived so long was a success: the back-off begins again. */
   private static final long STABLE_NANOS = Duration.ofSeconds(5).toNanos();
@@ -64,7 +71,8 @@ final class AgentLoop implements AgentStream.Events {
     this.credits = credits;
     this.executor = executor;
     this.backOff = new BackOff(BASE, CAP, client.link().settings().uniform());
-    this.dispatcher = new Dispatcher(handler, executor, this::onRoom);
+    this.dispatcher =
+        new Dispatcher(handler, executor, this::onRoom, this::acknowledge, this::whenPatienceIsOver);
     this.sender = client.senderBuilder().onStreamCancelled(this::onStreamCancelled).build();
     this.refresh = new TokenRefresh(client.link().timer(), client::refreshContextTokenAsync);
   }
@@ -156,6 +164,9 @@ final class AgentLoop implements AgentStream.Events {
       if (stream != ended) {
         return;
       }
+    }
+    giveBack(); // first: nothing is begun or thought to be acknowledged while there is nobody to say it to
+    synchronized (this) {
       stream = null;
       attached = false;
       stable = System.nanoTime() - began >= STABLE_NANOS;
@@ -168,6 +179,13 @@ final class AgentLoop implements AgentStream.Events {
       again(error, stable);
     } else {
       refuse(error);
+    }
+  }
+
+  /** Who is not attached holds nothing back that others may have: it comes again, here or to another worker. */
+  private void giveBack() {
+    for (Dispatcher.Handling each : dispatcher.giveBack()) {
+      memory.forget(each.deliveryId(), each.event());
     }
   }
 
@@ -221,7 +239,7 @@ final class AgentLoop implements AgentStream.Events {
     Answering answering = new Answering(executor);
     AgentEvent event = eventFrom(frame, answering);
     if (event == null || !memory.isNew(deliveryId, event, frame.getRedelivered())) {
-      from.acknowledge(deliveryId);
+      dispatcher.own(frame.getIsolationKey(), deliveryId);
       from.credit(1);
       return;
     }
@@ -235,7 +253,23 @@ final class AgentLoop implements AgentStream.Events {
     synchronized (this) {
       inHand++;
     }
-    dispatcher.receive(event, answering, () -> acknowledge(deliveryId));
+    dispatcher.receive(event, deliveryId, answering);
+  }
+
+  private Future<?> whenPatienceIsOver(Runnable call) {
+    com.google.protobuf.Duration said = registration.getAckTimeout();
+    Duration ackTimeout =
+        registration.hasAckTimeout()
+            ? Duration.ofSeconds(said.getSeconds(), said.getNanos())
+            : DEFAULT_ACK_TIMEOUT;
+    try {
+      return client
+          .link()
+          .timer()
+          .schedule(call, ackTimeout.toNanos() / PATIENCE_DIVISOR, TimeUnit.NANOSECONDS);
+    } catch (RejectedExecutionException closed) {
+      return CompletableFuture.completedFuture(null); // the client is closed: there is nobody to say it to
+    }
   }
 
   /** While it is not attached nothing is said: the event comes again then, is known, and is acknowledged. */
@@ -306,7 +340,7 @@ final class AgentLoop implements AgentStream.Events {
     synchronized (this) {
       stopping = true;
     }
-    dispatcher.giveBack();
+    dispatcher.leave();
     halfClose();
     dispatcher.finish(grace);
     awaitDetached();

@@ -33,6 +33,15 @@ final class AgentMemory {
     return !known;
   }
 
+  /** It was not begun, and is new when it comes again. */
+  synchronized void forget(String deliveryId, AgentEvent event) {
+    taken.remove(deliveryId);
+    Named message = named(event);
+    if (message != null) {
+      messages.remove(message);
+    }
+  }
+
   /** The client wants no answer to that message, which may not have come yet. */
   synchronized void cancel(String isolationKey, String messageId) {
     cancelled.add(new Named(isolationKey, messageId));
@@ -74,6 +83,10 @@ final class AgentMemory {
 
     private void add(Object name) {
       names.put(name, true);
+    }
+
+    private void remove(Object name) {
+      names.remove(name);
     }
   }
 }

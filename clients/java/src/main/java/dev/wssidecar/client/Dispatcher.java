@@ -11,27 +11,27 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.Executor;
+import java.util.concurrent.Future;
 import java.util.concurrent.RejectedExecutionException;
 import java.util.concurrent.locks.Condition;
 import java.util.concurrent.locks.ReentrantLock;
+import java.util.function.Consumer;
 
 /**
  * Who handles what, when: the events of one context one after the other, different contexts side by side. What waits for its
- * context holds no place that another context could have: a user who asks much holds up nobody else.
+ * context holds no place that another context could have: a user who asks much holds up nobody else. It stays the sidecar's
+ * until it is begun, or has waited for long: another worker has it when this one stops or is lost, and the sidecar's own
+ * bound tells a client that asks too much (AGENT_BUSY).
  */
 final class Dispatcher {
-  /**
-   * Events of one context that wait and are acknowledged. What comes beyond stays the sidecar's until it is begun, whose own
-   * bound then tells that client (AGENT_BUSY), and which hands it to another worker when this one stops.
-   */
-  static final int MAX_BACKLOG = 32;
-
   private static final Duration CANCEL_TIMEOUT = Duration.ofSeconds(10);
   private static final Logger LOG = System.getLogger("dev.wssidecar.client");
 
   private final AgentHandler handler;
   private final Executor executor;
   private final Runnable onRoom;
+  private final Consumer<String> acknowledge;
+  private final Patience patience;
   private final ReentrantLock lock = new ReentrantLock();
   private final Condition changed = lock.newCondition();
   private final Map<String, Handling> running = new HashMap<>();
@@ -46,11 +46,28 @@ final class Dispatcher {
     void handle(AgentEvent event) throws Exception;
   }
 
-  /** {@code onRoom} is called for each event received, when another may be in its place. */
-  Dispatcher(AgentHandler handler, Executor executor, Runnable onRoom) {
+  /** How long an event may wait for its turn without being acknowledged. */
+  @FunctionalInterface
+  interface Patience {
+    /** Calls that, from another thread, when it is over; not where it is cancelled before. */
+    Future<?> whenOver(Runnable call);
+  }
+
+  /**
+   * {@code onRoom} is called for each event received, when another may be in its place; {@code acknowledge} with its
+   * delivery id when its handler begins, or when the patience with its waiting is over.
+   */
+  Dispatcher(
+      AgentHandler handler,
+      Executor executor,
+      Runnable onRoom,
+      Consumer<String> acknowledge,
+      Patience patience) {
     this.handler = handler;
     this.executor = executor;
     this.onRoom = onRoom;
+    this.acknowledge = acknowledge;
+    this.patience = patience;
   }
 
   /** How many contexts have a handler running. */
@@ -63,12 +80,9 @@ final class Dispatcher {
     }
   }
 
-  /**
-   * Handle it when those of its context before it have been. {@code acknowledge} is called when the event
-   * is this process's.
-   */
-  void receive(AgentEvent event, Answering answering, Runnable acknowledge) {
-    Handling handling = new Handling(event, answering, acknowledge);
+  /** Handle it when those of its context before it have been. */
+  void receive(AgentEvent event, String deliveryId, Answering answering) {
+    Handling handling = new Handling(event, deliveryId, answering);
     Handling before;
     lock.lock();
     try {
@@ -77,9 +91,10 @@ final class Dispatcher {
       }
       before = running.putIfAbsent(handling.key(), handling);
       if (before == null) {
-        handling.acknowledge();
+        acknowledge(handling);
       } else {
-        enqueue(handling);
+        handling.waitingLong = patience.whenOver(() -> hasWaitedLong(handling));
+        waiting.computeIfAbsent(handling.key(), key -> new ArrayDeque<>()).add(handling);
       }
     } finally {
       lock.unlock();
@@ -95,11 +110,41 @@ final class Dispatcher {
     onRoom.run();
   }
 
-  private void enqueue(Handling handling) {
-    Deque<Handling> line = waiting.computeIfAbsent(handling.key(), key -> new ArrayDeque<>());
-    line.add(handling);
-    if (line.size() <= MAX_BACKLOG) {
-      handling.acknowledge();
+  /** It is this process's, said once. Under the lock, so that it is said before the agent leaves, or not at all. */
+  private void acknowledge(Handling handling) {
+    if (handling.own()) {
+      acknowledge.accept(handling.deliveryId);
+    }
+  }
+
+  /** The sidecar would take the context from this worker, which it thinks is stuck. */
+  private void hasWaitedLong(Handling handling) {
+    lock.lock();
+    try {
+      acknowledge(handling);
+    } finally {
+      lock.unlock();
+    }
+  }
+
+  /**
+   * An event that came again is acknowledged: where it waits, it is this process's now. Not where the agent is leaving: it
+   * may be among what was given back.
+   */
+  void own(String isolationKey, String deliveryId) {
+    lock.lock();
+    try {
+      if (leaving) {
+        return;
+      }
+      for (Handling each : waiting.getOrDefault(isolationKey, new ArrayDeque<>())) {
+        if (each.deliveryId.equals(deliveryId)) {
+          each.own();
+        }
+      }
+      acknowledge.accept(deliveryId);
+    } finally {
+      lock.unlock();
     }
   }
 
@@ -181,7 +226,7 @@ final class Dispatcher {
         running.remove(handling.key());
         changed.signalAll();
       } else {
-        following.acknowledge();
+        acknowledge(following);
         running.put(handling.key(), following);
       }
     } finally {
@@ -196,21 +241,33 @@ final class Dispatcher {
 
   // The end
 
-  /**
-   * Take no more. What waits and is not acknowledged goes to another worker from now on: it is not begun
-   * here any more.
-   */
-  void giveBack() {
+  /** What waits and is not acknowledged comes again, here or elsewhere: it is not begun any more. Returns it. */
+  List<Handling> giveBack() {
+    List<Handling> given = new ArrayList<>();
+    lock.lock();
+    try {
+      for (Deque<Handling> line : waiting.values()) {
+        line.stream().filter(Handling::giveBack).forEach(given::add);
+        line.removeIf(handling -> handling.givenBack);
+      }
+    } finally {
+      lock.unlock();
+    }
+    return given;
+  }
+
+  /** Take no more, and give back what is not acknowledged. */
+  void leave() {
     lock.lock();
     try {
       leaving = true;
-      waiting.values().forEach(line -> line.removeIf(handling -> !handling.acknowledged));
+      giveBack();
     } finally {
       lock.unlock();
     }
   }
 
-  /** Let what is left be handled, at most that long; then interrupt it. */
+  /** Let what is left be handled, at most that long; then interrupt it. After {@code leave}. */
   void finish(Duration grace) {
     boolean interrupted = false;
     lock.lock();
@@ -260,17 +317,27 @@ final class Dispatcher {
     }
   }
 
-  /** One event, from its receipt to the end of its handler. */
-  private static final class Handling {
+  /** One event, from its receipt to the end of its handler. What changes is guarded by the dispatcher's lock. */
+  static final class Handling {
     private final AgentEvent event;
+    private final String deliveryId;
     private final Answering answering;
-    private final Runnable acknowledge;
+    private Future<?> waitingLong;
     private boolean acknowledged;
+    private boolean givenBack;
 
-    private Handling(AgentEvent event, Answering answering, Runnable acknowledge) {
+    private Handling(AgentEvent event, String deliveryId, Answering answering) {
       this.event = event;
+      this.deliveryId = deliveryId;
       this.answering = answering;
-      this.acknowledge = acknowledge;
+    }
+
+    AgentEvent event() {
+      return event;
+    }
+
+    String deliveryId() {
+      return deliveryId;
     }
 
     private String key() {
@@ -283,11 +350,27 @@ final class Dispatcher {
           && message.id().equals(messageId);
     }
 
-    /** Once; under the lock, so that all that is begun was said before the agent leaves. */
-    private void acknowledge() {
-      if (!acknowledged) {
-        acknowledged = true;
-        acknowledge.run();
+    /** It is acknowledged from now on; false: it was, or is not this process's any more, though its timer says so late. */
+    private boolean own() {
+      boolean now = !acknowledged && !givenBack;
+      acknowledged |= now;
+      stopWaiting();
+      return now;
+    }
+
+    /** Whether it is not this process's any more. */
+    private boolean giveBack() {
+      givenBack = !acknowledged;
+      if (givenBack) {
+        stopWaiting();
+      }
+      return givenBack;
+    }
+
+    private void stopWaiting() {
+      if (waitingLong != null) {
+        waitingLong.cancel(false);
+        waitingLong = null;
       }
     }
   }

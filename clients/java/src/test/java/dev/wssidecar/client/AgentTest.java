@@ -9,7 +9,6 @@ import static org.junit.jupiter.api.Assertions.assertSame;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
-import dev.wssidecar.client.ScriptedSidecar.Stream;
 import dev.wssidecar.client.errors.StreamCancelledException;
 import dev.wssidecar.client.errors.SubscriptionTakenException;
 import io.grpc.Status;
@@ -28,10 +27,6 @@ import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
 import sidecar.api.v1.AttachResponse;
-import sidecar.api.v1.DeliverRequest;
-import sidecar.api.v1.DeliverResponse;
-import sidecar.api.v1.DeliveryState;
-import sidecar.api.v1.StreamState;
 
 /** The agent, against a scripted sidecar. */
 @Timeout(30)
@@ -344,77 +339,6 @@ class AgentTest {
   }
 
   @Test
-  void stopLeavesBeforeItsHandlersEndAndBeginsOnlyWhatItAcknowledged() throws Exception {
-    int ours = Dispatcher.MAX_BACKLOG + 1;
-    Attached attached =
-        start(
-            builder()
-                .onMessage(
-                    (context, message) -> {
-                      if (message.text().equals("0")) {
-                        message.reply().sendText("one");
-                        go.await();
-                      }
-                      seen.add(message.text());
-                    }));
-    for (int each = 0; each < ours + 2; each++) {
-      attached.message("" + each, "key-a", "m" + each, "" + each);
-    }
-    for (int each = 0; each < ours; each++) {
-      assertEquals("" + each, attached.nextAcknowledged());
-    }
-    for (int credit = 0; credit < ours + 1; ) {
-      credit += attached.nextCredit(); // of all that waits: it has come
-    }
-    Chunks chunks = new Chunks(server.nextDeliver());
-    assertEquals("0 OPEN one  m0", chunks.next());
-    chunks.accept();
-    CompletableFuture<Void> stopping =
-        CompletableFuture.runAsync(() -> agent.stop(Duration.ofMinutes(10)));
-    assertEquals("half-closed", ScriptedSidecar.taken(attached.stream.ends));
-    attached.stream.fail(Status.UNAVAILABLE.asRuntimeException());
-    assertTrue(seen.isEmpty());
-    go.countDown();
-    assertEquals("1 END   m0", chunks.next());
-    chunks.accept();
-    for (int each = 0; each < ours; each++) {
-      assertEquals("" + each, take());
-    }
-    assertEquals("half-closed", ScriptedSidecar.taken(chunks.stream.ends));
-    chunks.stream.complete();
-    stopping.get(10, TimeUnit.SECONDS);
-    assertTrue(seen.isEmpty()); // what was not acknowledged is another's
-    assertTrue(server.attaches.isEmpty()); // it did not attach again
-  }
-
-  @Test
-  void stopLetsHandlersEndThenInterruptsAndFailsTheirStreams() throws Exception {
-    Attached attached =
-        start(
-            builder()
-                .onMessage(
-                    (context, message) -> {
-                      message.reply().sendText("one");
-                      seen.add("sent");
-                      new CountDownLatch(1).await();
-                    }));
-    attached.message("1", "key-a", "m1", "?");
-    Chunks chunks = new Chunks(server.nextDeliver());
-    chunks.next();
-    chunks.accept();
-    assertEquals("sent", take());
-    CompletableFuture<Void> stopping =
-        CompletableFuture.runAsync(() -> agent.stop(Duration.ofMillis(100)));
-    assertEquals("half-closed", ScriptedSidecar.taken(attached.stream.ends));
-    attached.stream.complete();
-    assertEquals("1 ERROR   m1", chunks.next());
-    chunks.accept();
-    assertEquals("half-closed", ScriptedSidecar.taken(chunks.stream.ends));
-    chunks.stream.complete();
-    stopping.get(10, TimeUnit.SECONDS);
-  }
-
-  @Test
   void refreshesATokenBeforeItEnds() throws Exception {
     BlockingQueue<AgentContext> contexts = new LinkedBlockingQueue<>();
     Attached attached = start(builder().onOpened(contexts::add));
@@ -477,56 +401,5 @@ class AgentTest {
     String claims = "{\"iat\":1000,\"exp\":" + (1000 + seconds) + "}";
     byte[] bytes = claims.getBytes(StandardCharsets.US_ASCII);
     return "h." + Base64.getUrlEncoder().withoutPadding().encodeToString(bytes) + ".s";
-  }
-
-  /** The other end of the agent's Deliver stream, of one lane. */
-  private static final class Chunks {
-    private final Stream<DeliverRequest, DeliverResponse> stream;
-    private long taken;
-
-    private Chunks(Stream<DeliverRequest, DeliverResponse> stream) {
-      this.stream = stream;
-    }
-
-    private String next() throws InterruptedException {
-      DeliverRequest frame = stream.next();
-      while (!frame.hasMessages()) {
-        frame = stream.next();
-      }
-      taken++;
-      sidecar.api.v1.Message message = frame.getMessages().getItems(0).getMessage();
-      StreamState state = message.getStream().getState();
-      return String.join(
-          " ",
-          "" + message.getStream().getIndex(),
-          state.name().substring("STREAM_STATE_".length()),
-          message.getPayload().toStringUtf8(),
-          message.getEventType(),
-          message.getReplyTo());
-    }
-
-    private void accept() {
-      accept(taken - 1);
-    }
-
-    private void accept(long number) {
-      answer(
-          DeliverResponse.LaneReceipt.newBuilder()
-              .setNumber(number)
-              .setReceipt(
-                  ScriptedSidecar.receipt(
-                      "m", number + 1, DeliveryState.DELIVERY_STATE_WRITTEN)));
-    }
-
-    private void refuse(com.google.rpc.Status error) {
-      answer(DeliverResponse.LaneReceipt.newBuilder().setNumber(taken - 1).setError(error));
-    }
-
-    private void answer(DeliverResponse.LaneReceipt.Builder item) {
-      stream.say(
-          DeliverResponse.newBuilder()
-              .setReceipts(DeliverResponse.Receipts.newBuilder().addItems(item))
-              .build());
-    }
   }
 }

@@ -2,6 +2,8 @@ package dev.wssidecar.client;
 
 import com.google.protobuf.ByteString;
 import dev.wssidecar.client.ScriptedSidecar.Stream;
+import java.util.ArrayList;
+import java.util.List;
 import java.util.concurrent.BlockingQueue;
 import java.util.concurrent.LinkedBlockingQueue;
 import sidecar.api.v1.AttachRequest;
@@ -53,6 +55,16 @@ final class Attached {
       read();
     }
     return credits.take();
+  }
+
+  /** What has been and was not asked for, without waiting for more. */
+  List<String> acknowledgedByNow() throws InterruptedException {
+    while (!stream.frames.isEmpty()) {
+      read();
+    }
+    List<String> ids = new ArrayList<>();
+    acknowledged.drainTo(ids);
+    return ids;
   }
 
   private void read() throws InterruptedException {
