@@ -189,7 +189,8 @@ class AgentTest {
                     (context, message) -> {
                       ReplyStream stream =
                           message.reply(
-                              ReplyOptions.DEFAULTS.withChunkTimeout(Duration.ofMillis(300)));
+                              ReplyOptions.DEFAULTS.withChunkTimeout(Duration.ofMillis(1_500)));
+                      context.send(Message.text("connects"));
                       stream.sendText("one");
                       try {
                         stream.sendText("two");
@@ -201,13 +202,15 @@ class AgentTest {
                     }));
     attached.message("1", "key-a", "m1", "?");
     Chunks chunks = new Chunks(server.nextDeliver());
+    assertEquals("0 UNSPECIFIED connects  ", chunks.next());
+    chunks.accept();
     chunks.next();
     chunks.accept();
     assertEquals("1 OPEN two  m1", chunks.next()); // and no answer
     assertEquals("late", take());
     assertEquals("1 OPEN two  m1", chunks.next());
-    chunks.accept(1);
     chunks.accept(2);
+    chunks.accept(3);
     assertEquals("2 OPEN three  m1", chunks.next());
     chunks.accept();
     assertEquals("done", take());

@@ -17,13 +17,16 @@ import io.grpc.netty.shaded.io.grpc.netty.NettyServerBuilder;
 import io.grpc.protobuf.StatusProto;
 import io.grpc.stub.StreamObserver;
 import java.io.IOException;
+import java.net.BindException;
 import java.net.InetSocketAddress;
+import java.net.ServerSocket;
 import java.util.List;
 import java.util.Queue;
 import java.util.concurrent.BlockingQueue;
 import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.CopyOnWriteArrayList;
 import java.util.concurrent.LinkedBlockingQueue;
+import java.util.concurrent.ThreadLocalRandom;
 import java.util.concurrent.TimeUnit;
 import java.util.function.BiConsumer;
 import sidecar.api.v1.AgentServiceGrpc;
@@ -89,7 +92,25 @@ final class ScriptedSidecar implements AutoCloseable {
   }
 
   String endpoint() {
-    return "127.0.0.1:" + server.getPort();
+    return endpoint(server.getPort());
+  }
+
+  static String endpoint(int port) {
+    return "127.0.0.1:" + port;
+  }
+
+  /** For a sidecar that comes later: none of those that the kernel hands to whoever asks for any. */
+  static int freePort() throws IOException {
+    for (int tries = 0; tries < 100; tries++) {
+      int port = ThreadLocalRandom.current().nextInt(20_000, 32_768);
+      try (ServerSocket probe = new ServerSocket()) {
+        probe.bind(new InetSocketAddress("127.0.0.1", port));
+        return port;
+      } catch (BindException taken) {
+        // Another, then.
+      }
+    }
+    throw new IOException("no port is free");
   }
 
   SidecarClient.Builder client() {
@@ -142,7 +163,7 @@ final class ScriptedSidecar implements AutoCloseable {
             .addDetails(
                 Any.pack(ErrorInfo.newBuilder().setDomain("sidecar").setReason(reason).build()));
     if (retryMillis >= 0) {
-      Duration delay = Duration.newBuilder().setNanos((int) (retryMillis * 1_000_000)).build();
+      Duration delay = Protos.duration(java.time.Duration.ofMillis(retryMillis), "retry_delay");
       status.addDetails(Any.pack(RetryInfo.newBuilder().setRetryDelay(delay).build()));
     }
     return status.build();

@@ -209,10 +209,14 @@ class SenderTest {
   @Test
   void aDeadlineThatPassesIsNotDefiniteAndKeepsItsPlaceUntilAnswered() throws Exception {
     Sender sender = sender(SenderLimits.DEFAULTS);
+    CompletableFuture<Receipt> first = sender.sendAsync(ALICE, Message.text("connects"));
+    Peer peer = new Peer(sidecar.nextDeliver());
+    peer.take(1);
+    peer.accept(0, 0, 1);
+    first.get();
     CompletableFuture<Receipt> slow =
         sender.sendAsync(
-            ALICE, Message.text("1"), SendOptions.NONE.withTimeout(Duration.ofMillis(200)));
-    Peer peer = new Peer(sidecar.nextDeliver());
+            ALICE, Message.text("1"), SendOptions.NONE.withTimeout(Duration.ofSeconds(1)));
     peer.take(1);
     TransportException error = (TransportException) failure(slow);
     assertEquals(Status.Code.DEADLINE_EXCEEDED, error.code());
@@ -220,16 +224,17 @@ class SenderTest {
     assertEquals(1, sender.inFlight());
     CompletableFuture<Receipt> next = sender.sendAsync(ALICE, Message.text("2"));
     peer.take(1);
-    peer.accept(0, 0, 1);
     peer.accept(0, 1, 2);
-    assertEquals(2, next.get().sequence());
+    peer.accept(0, 2, 3);
+    assertEquals(3, next.get().sequence());
     assertEquals(0, sender.inFlight());
   }
 
   @Test
   void whatIsNotWrittenByItsDeadlineIsNeverSent() throws Exception {
-    int port = Integer.parseInt(sidecar.endpoint().substring("127.0.0.1:".length()));
-    sidecar.close();
+    int port = ScriptedSidecar.freePort();
+    client.close();
+    client = sidecar.client().endpoint(ScriptedSidecar.endpoint(port)).build();
     Sender sender = sender(SenderLimits.DEFAULTS);
     CompletableFuture<Receipt> late =
         sender.sendAsync(
@@ -239,6 +244,7 @@ class SenderTest {
     failure(late);
     assertEquals(0, sender.inFlight());
     sender.sendAsync(ALICE, Message.text("in time"));
+    sidecar.close();
     sidecar = new ScriptedSidecar(port);
     assertEquals(List.of("in time"), new Peer(sidecar.nextDeliver()).take(1));
   }
