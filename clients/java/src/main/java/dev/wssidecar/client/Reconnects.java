@@ -9,10 +9,12 @@ import java.util.concurrent.TimeUnit;
 
 /**
  * Connects again soon. The sidecar is next door: it is back as soon as it has started, while gRPC's own back-off, which
- * cannot be set, grows to two minutes. So after a failure that back-off is cut short, after 100 ms first, every 2 s at most.
+ * cannot be set, grows to two minutes. So after a failure that back-off is cut short, within 0.3 s each time: the tries of a
+ * call ({@link Retries}) outlast that.
  */
 final class Reconnects {
   private static final Duration BASE = Duration.ofMillis(100);
+  private static final Duration CAP = Duration.ofMillis(250);
 
   private final ManagedChannel channel;
   private final ScheduledExecutorService timer;
@@ -22,7 +24,7 @@ final class Reconnects {
   Reconnects(ManagedChannel channel, ScheduledExecutorService timer, Settings settings) {
     this.channel = channel;
     this.timer = timer;
-    this.backOff = new BackOff(BASE, BackOff.CAP, settings.uniform());
+    this.backOff = new BackOff(BASE, CAP, settings.uniform());
   }
 
   /** Look at the channel's state now, and whenever it changes. */

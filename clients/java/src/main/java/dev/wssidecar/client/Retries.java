@@ -14,6 +14,12 @@ import java.util.OptionalLong;
  * decide, a deadline that passed, and calls that are not repeatable.
  */
 final class Retries {
+  /**
+   * Before a try that nobody answered is made again. Without a connection each fails at once: four of them, with three
+   * such pauses, outlast the one between two attempts to connect ({@link Reconnects}): a sidecar that is back is found.
+   */
+  static final Duration RECONNECT = Duration.ofMillis(150);
+
   private final BackOff backOff;
   private final long deadline;
   private int left;
@@ -40,7 +46,8 @@ final class Retries {
       return OptionalLong.empty();
     }
     left--;
-    long wait = backOff.nextNanos(error.retryAfter().orElse(Duration.ZERO));
+    Duration asked = error.retryAfter().orElse(Duration.ZERO);
+    long wait = backOff.nextNanos(error instanceof TransportException ? RECONNECT : asked);
     // An answer after the deadline is none: better the error that says why.
     return now + wait - deadline < 0 ? OptionalLong.of(wait) : OptionalLong.empty();
   }

@@ -241,6 +241,21 @@ class SidecarClientTest {
   }
 
   @Test
+  void findsASidecarThatIsBackWithinTheTriesOfACall() throws Exception {
+    int port = ScriptedSidecar.freePort();
+    String endpoint = ScriptedSidecar.endpoint(port);
+    try (SidecarClient early = sidecar.client().endpoint(endpoint).uniform(() -> 0.99).build()) {
+      for (int call = 0; call < 5; call++) { // the pause between two attempts to connect grows meanwhile
+        assertThrows(TransportException.class, () -> early.sendToUser(ALICE, Message.text("x")));
+      }
+      try (ScriptedSidecar back = new ScriptedSidecar(port)) {
+        early.sendToUser(ALICE, Message.text("y"));
+        assertEquals(1, back.sent.size());
+      }
+    }
+  }
+
+  @Test
   void handsTheCallersTraceOn() {
     SpanContext span =
         SpanContext.create(

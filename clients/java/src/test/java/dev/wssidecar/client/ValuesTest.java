@@ -97,8 +97,9 @@ class ValuesTest {
     SidecarException lost = new TransportException(Status.Code.UNAVAILABLE, "");
     BackOff backOff = new BackOff(Duration.ofMillis(50), Duration.ofSeconds(2), () -> 0);
     assertEquals(OptionalLong.empty(), new Retries(false, 100, 4, backOff).waitNanos(lost, 0));
-    assertEquals(OptionalLong.of(0), new Retries(true, 100, 4, backOff).waitNanos(lost, 0));
-    assertEquals(OptionalLong.empty(), new Retries(true, 100, 4, backOff).waitNanos(lost, 100));
+    long pause = Retries.RECONNECT.toNanos();
+    assertEquals(OptionalLong.of(pause), new Retries(true, pause + 1, 4, backOff).waitNanos(lost, 0));
+    assertEquals(OptionalLong.empty(), new Retries(true, pause + 1, 4, backOff).waitNanos(lost, 1));
   }
 
   @Test
