@@ -13,6 +13,8 @@ import pytest
 hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("suite")
 
+pytest.register_assert_rewrite("tests.support")  # what fails there says what it saw
+
 SLOW_FOLDERS: Final = ("integration", "docs", "benchmarks", "faults")
 
 

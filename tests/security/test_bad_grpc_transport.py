@@ -15,7 +15,6 @@ import pytest
 import pytest_asyncio
 
 from sidecar.api.v1 import context_service_pb2 as context_pb
-from sidecar.api.v1 import delivery_service_pb2 as pb
 from tests.rpc.rig import TIMEOUT_S, plain_refusal, refused
 from tests.support import http2
 from tests.support.stage import OPERATOR, Stage, check_status, staged
@@ -367,10 +366,11 @@ async def test_an_endless_header_is_not_kept(stage: Stage) -> None:
 
 
 async def test_a_client_that_takes_no_answer_holds_up_nobody(stage: Stage) -> None:
-    request = pb.GetManagerStatsRequest(isolation_key=stage.alice.isolation_key).SerializeToString()
+    """Its window holds back what has a body; a refusal has none, and is waited for: then the call has been handled."""
     async with stage.seen(token_denied=1):
-        _, writer = await http2.connect_without_window(
-            stage.relay.target, "/sidecar.api.v1.DeliveryService/GetManagerStats", request
-        )
+        reader, writer = await http2.connect_without_window(stage.relay.target, LOOK, b"")
+        writer.write(http2.request_headers("/grpc.health.v1.Health/Check", 3) + http2.message(b"", 3))
+        async with asyncio.timeout(TIMEOUT_S):
+            assert (await http2.end_of_call(reader, 1)).status == grpc.StatusCode.UNAUTHENTICATED.value[0]
         await stage.bystander.goes_on(2)
         writer.close()
