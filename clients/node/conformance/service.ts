@@ -200,7 +200,8 @@ const answering: Record<string, Command> = {
     return {};
   },
   agent_close: async (said) => {
-    await agents.take(said.agent).close();
+    await agents.get(said.agent).close(); // what it has begun is still answered meanwhile
+    agents.take(said.agent);
     return {};
   },
 };

@@ -272,8 +272,8 @@ class ServiceCommands:
         return {}
 
     async def agent_close(self, said: Values) -> Values:
-        running = self._agents.pop(said["agent"])
-        await running.agent.stop()
+        await self._agents[said["agent"]].agent.stop()  # what it has begun is still answered meanwhile
+        del self._agents[said["agent"]]
         return {}
 
 

@@ -31,8 +31,12 @@ final class AgentCommands {
     commands.put("reply_end", with -> of(with).reply(handle(with)).end());
     commands.put("reply_fail", with -> of(with).reply(handle(with)).fail());
     commands.put("reply_cancelled", with -> of(with).reply(handle(with)).cancelled());
-    commands.put(
-        "agent_close", with -> Later.run(() -> agents.remove(name(with)).agent().stop()));
+    commands.put("agent_close", with -> Later.run(() -> close(with)));
+  }
+
+  private void close(JsonObject with) {
+    of(with).agent().stop(); // what it has begun is still answered meanwhile
+    agents.remove(name(with));
   }
 
   private static String name(JsonObject with) {
