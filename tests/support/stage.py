@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -211,9 +211,9 @@ async def staged(
                 stage = Stage(watched, service, relay, Trail(watched), other, folder, people)
                 await stage.assemble()
                 yield stage
-            async with asyncio.timeout(TIMEOUT_S):
-                while await left_over(sidecar, service) != before:
-                    pass
+            deadline = asyncio.get_running_loop().time() + TIMEOUT_S
+            while left := await left_over(sidecar, service) - before:
+                assert asyncio.get_running_loop().time() < deadline, f"{left} is left over"
             check_log(folder / "log.jsonl", stage.log_events, [*stage.tokens, *stage.tokens.values(), OPERATOR])
 
 
@@ -237,10 +237,14 @@ def serving(
         yield sidecar
 
 
-async def left_over(sidecar: RunningSidecar, service: Service) -> tuple[int, int]:
-    """Contexts, and descriptors of the process."""
+async def left_over(sidecar: RunningSidecar, service: Service) -> Counter[str]:
+    """Contexts, and descriptors of the process by what they are."""
     managers = (await service.factory_stats()).active_managers
-    return managers, len(os.listdir(f"/proc/{sidecar.process.pid}/fd"))
+    found = Counter({"managers": managers})
+    for descriptor in Path(f"/proc/{sidecar.process.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found[re.sub(r":\[\d+\]$", "", str(descriptor.readlink()))] += 1
+    return found
 
 
 def check_log(path: Path, events: list[str], secrets: list[str]) -> None:
