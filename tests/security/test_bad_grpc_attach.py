@@ -320,6 +320,6 @@ async def test_a_worker_whose_service_token_is_taken_from_the_file_is_detached(t
             stub = agent_service_pb2_grpc.AgentServiceStub(channel)
             worker = await Worker(stub, sidecar.service_token).register()
             (tmp_path / "service-tokens").write_text("another-token-than-there-was")
-            async with asyncio.timeout(20):  # the file is looked at once a second, and streams once a second
+            async with asyncio.timeout(10):  # the file is looked at once a second, and streams once a second
                 assert summary(await ended_with(worker.call)) == TOKEN_INVALID
             await say(alice, "m-1", "NO_AGENT")

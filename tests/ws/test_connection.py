@@ -213,7 +213,7 @@ async def test_the_librarys_own_close_does_not_wait_for_a_stalled_reader(make_ed
     edge = await make_edge(close_timeout_s=0.05)
     await stalled(edge)
     (served,) = edge.edge._open
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(2):
         await served.close()
 
 
