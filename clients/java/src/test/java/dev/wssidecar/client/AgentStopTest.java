@@ -6,42 +6,17 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.grpc.Status;
-import java.io.IOException;
 import java.time.Duration;
 import java.util.List;
-import java.util.concurrent.BlockingQueue;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.CountDownLatch;
-import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
-import org.junit.jupiter.api.AfterEach;
-import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
 
 /** What an agent ends, and what it leaves to others, when it stops or is cut off; against a scripted sidecar. */
 @Timeout(30)
-class AgentStopTest {
-  private final BlockingQueue<String> seen = new LinkedBlockingQueue<>();
-  private final CountDownLatch go = new CountDownLatch(1);
-  private ScriptedSidecar server;
-  private SidecarClient client;
-  private Agent agent;
-
-  @BeforeEach
-  void open() throws IOException {
-    server = new ScriptedSidecar();
-    client = server.client().build();
-  }
-
-  @AfterEach
-  void close() {
-    go.countDown();
-    server.close(); // first: what it left unanswered is not waited for
-    agent.stop(Duration.ZERO);
-    client.close();
-  }
-
+class AgentStopTest extends AgentAtScriptedSidecar {
   @Test
   void stopLeavesBeforeItsHandlersEndAndBeginsNothingThatWaited() throws Exception {
     Attached attached =
@@ -146,18 +121,6 @@ class AgentStopTest {
     stopping.get(10, TimeUnit.SECONDS);
   }
 
-  private Agent.Builder builder() {
-    return Agent.builder("answers").client(client);
-  }
-
-  private Attached start(Agent.Builder builder) throws Exception {
-    agent = builder.build().start();
-    Attached attached = new Attached(server.nextAttach());
-    attached.register();
-    agent.waitAttached(Duration.ofSeconds(5));
-    return attached;
-  }
-
   /** One whose handler of the first message goes on when it is let go. */
   private Attached startHolding(Agent.Builder builder) throws Exception {
     return start(
@@ -193,9 +156,5 @@ class AgentStopTest {
     go.countDown();
     stopping.get(10, TimeUnit.SECONDS);
     assertEquals(List.of(begun), List.copyOf(seen));
-  }
-
-  private String take() throws InterruptedException {
-    return ScriptedSidecar.taken(seen);
   }
 }

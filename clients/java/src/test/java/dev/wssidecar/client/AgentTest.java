@@ -12,7 +12,6 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import dev.wssidecar.client.errors.StreamCancelledException;
 import dev.wssidecar.client.errors.SubscriptionTakenException;
 import io.grpc.Status;
-import java.io.IOException;
 import java.nio.charset.StandardCharsets;
 import java.time.Duration;
 import java.util.Base64;
@@ -22,35 +21,13 @@ import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
-import org.junit.jupiter.api.AfterEach;
-import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
 import sidecar.api.v1.AttachResponse;
 
 /** The agent, against a scripted sidecar. */
 @Timeout(30)
-class AgentTest {
-  private final BlockingQueue<String> seen = new LinkedBlockingQueue<>();
-  private final CountDownLatch go = new CountDownLatch(1);
-  private ScriptedSidecar server;
-  private SidecarClient client;
-  private Agent agent;
-
-  @BeforeEach
-  void open() throws IOException {
-    server = new ScriptedSidecar();
-    client = server.client().build();
-  }
-
-  @AfterEach
-  void close() {
-    go.countDown();
-    server.close(); // first: what it left unanswered is not waited for
-    agent.stop(Duration.ZERO);
-    client.close();
-  }
-
+class AgentTest extends AgentAtScriptedSidecar {
   @Test
   void registersAndSaysMineOfEachEventAndGivesItsCreditBack() throws Exception {
     Attached attached =
@@ -382,22 +359,6 @@ class AgentTest {
             .setContextToken("")
             .setClosed(AttachResponse.Closed.newBuilder().setCode(4505).setReason("why")));
     assertEquals("why true", ScriptedSidecar.taken(ends));
-  }
-
-  private Agent.Builder builder() {
-    return Agent.builder("answers").client(client);
-  }
-
-  private Attached start(Agent.Builder builder) throws Exception {
-    agent = builder.build().start();
-    Attached attached = new Attached(server.nextAttach());
-    attached.register();
-    agent.waitAttached(Duration.ofSeconds(5));
-    return attached;
-  }
-
-  private String take() throws InterruptedException {
-    return ScriptedSidecar.taken(seen);
   }
 
   private static String token(int seconds) {
